@@ -1,0 +1,145 @@
+"""The denoiser head: a learned position embedding and one transformer block.
+
+Stage 2 of Denoising Vision Transformers (arXiv 2401.02957, section 4.2): the head predicts, from a ViT's
+patch tokens after the final norm, the tokens without their position artifacts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+HEAD_DIM = 64  # channels of one attention head, in every published denoiser
+
+
+@torch.fx.wrap
+def resample_positions(
+    pos_embed: Tensor,  # [1, h * w, C]
+    grid_size: tuple[int, int],  # (h, w)
+    height: int,
+    width: int,
+) -> Tensor:  # [1, height * width, C]
+    """Resample a position embedding to another grid (bicubic, antialiased); itself when the grid is its own."""
+    if height == grid_size[0] and width == grid_size[1]:
+        return pos_embed
+    return resample_abs_pos_embed(pos_embed, [height, width], [grid_size[0], grid_size[1]], num_prefix_tokens=0)
+
+
+@torch.fx.wrap
+def check_map(x: Tensor, dim: int) -> None:
+    """Raise ValueError unless x is [B, H, W, dim]."""
+    if x.ndim != 4 or x.shape[3] != dim:
+        raise ValueError(
+            f"the denoiser takes a feature map of shape (B, H, W, {dim}), got {list(x.shape)}; "
+            "reshape the patch tokens to their grid, channels last, and use a head of the model's width"
+        )
+
+
+class DenoiserHead(nn.Module):
+    """Position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
+
+    The blocks are timm's own `Block` (heads = dim / 64, mlp_ratio 4, qkv bias, LayerNorm eps 1e-6, no LayerScale),
+    so code that wraps or patches every `Block` of a model (FSDP, LoRA patterns, token merging) meets this one too.
+    State-dict keys are those of the authors' checkpoints: `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if several).
+
+    In evaluation without gradients the position embedding of the last used grid is kept, not resampled on every
+    call. Any change that PyTorch can see renews it (optimiser steps, `load_state_dict`, dtype and device moves);
+    an in-place write through `.data`, which is hidden from PyTorch, is not one.
+
+    Args:
+        dim: channels C, a multiple of 64.
+        grid_size: (height, width) in patches of the position embedding; need not be square.
+        num_blocks: transformer blocks, 1 in every published head.
+
+    Raises:
+        ValueError: on a width that is not a multiple of 64, an empty grid or no block.
+    """
+
+    __jit_unused_properties__ = ["config"]
+
+    def __init__(
+        self,
+        dim: int,
+        grid_size: tuple[int, int],
+        num_blocks: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim <= 0 or dim % HEAD_DIM:
+            raise ValueError(f"dim must be a positive multiple of {HEAD_DIM} (one attention head), got {dim}")
+        if len(grid_size) != 2 or min(grid_size) < 1:
+            raise ValueError(f"grid_size must be (height, width) in patches, both at least 1, got {grid_size}")
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        self.dim = dim
+        self.grid_size = (int(grid_size[0]), int(grid_size[1]))
+        self.num_blocks = num_blocks
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], dim))
+        nn.init.normal_(self.pos_embed, std=0.02)
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
+        self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
+        self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
+        self.to(device=device, dtype=dtype)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What rebuilds this head, JSON-friendly: `{"grid_size": [h, w], "num_blocks": n}`."""
+        return {"grid_size": list(self.grid_size), "num_blocks": self.num_blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        return {"pos_embed"}
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, H, W, C] -> [B, H, W, C]
+        """Denoise a feature map of any grid.
+
+        Args:
+            x: [B, H, W, C] patch tokens after the model's final norm.
+
+        Returns:
+            [B, H, W, C] denoised tokens.
+
+        Raises:
+            ValueError: if x is not [B, H, W, dim].
+        """
+        check_map(x, self.dim)
+        B, H, W, C = x.shape
+        if torch.jit.is_scripting():
+            positions = resample_positions(self.pos_embed, self.grid_size, H, W)
+        else:
+            positions = self._positions(H, W)
+        x = x.reshape(B, H * W, C) + positions
+        x = self.denoiser(x)
+        return x.reshape(B, H, W, C)
+
+    @torch.jit.ignore
+    def _positions(self, height: int, width: int) -> Tensor:  # [1, height * width, C]
+        """The position embedding at a grid, from the cache where that is safe."""
+        source = self.pos_embed
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(height, int)
+        if traced or (height, width) == self.grid_size or source.is_inference():
+            return resample_positions(source, self.grid_size, height, width)
+        if torch.is_grad_enabled() and source.requires_grad:
+            return resample_positions(source, self.grid_size, height, width)
+        key = (height, width, source.data_ptr(), source._version, source.dtype, source.device)
+        if self._resampled is None or self._resampled[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                result = resample_positions(source, self.grid_size, height, width)
+            # The alias keeps the storage alive, so that no other tensor can come by the same address.
+            self._resampled = (key, source.detach(), result)
+        return self._resampled[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resampled": None}  # copies and pickles start with an empty cache
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, grid_size={self.grid_size}, num_blocks={self.num_blocks}"

@@ -1,0 +1,285 @@
+"""timm's VisionTransformer and Eva with a denoiser head behind their final norm.
+
+`y = norm(blocks(x))` becomes `[prefix tokens of y, head(patch tokens of y)]` wherever timm hands features out.
+Prefix tokens pass untouched, so the logits of a token-pooled classifier do not change.
+"""
+
+import warnings
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .head import DenoiserHead
+
+
+def _renamed(method: FunctionType, name: str) -> FunctionType:
+    """A copy of a method under another name: TorchScript knows no super() and compiles by the function's name."""
+    copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
+    copy.__annotations__ = method.__annotations__
+    return copy
+
+
+class _Denoised:
+    """What both families share; comes before the timm class among their bases."""
+
+    __jit_unused_properties__ = ["_model_args"]
+
+    if TYPE_CHECKING:  # TorchScript would read a plain annotation
+        denoiser: DenoiserHead
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """(H, W) in patches of images x [B, 3, height, width]."""
+        if self.dynamic_img_size:
+            return self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
+        return self.patch_embed.grid_size
+
+    def _denoise(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, H, W, C]
+        B, N, C = patches.shape
+        torch._assert(
+            N == grid[0] * grid[1],
+            "the denoiser needs every patch token of the image, but some were dropped or merged on the way; "
+            "use a plain model where tokens are dropped (patch_drop_rate, token merging, masking)",
+        )
+        y = patches.reshape(B, grid[0], grid[1], C)
+        if not torch.jit.is_scripting() and self.grad_checkpointing:
+            return checkpoint(self.denoiser, y)
+        return self.denoiser(y)
+
+    def _denoise_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, prefix + H * W, C], after norm
+        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        return torch.cat([prefix, self._denoise(patches, grid).flatten(1, 2)], dim=1)
+
+    def forward_features(
+        self,
+        x: Tensor,  # [B, 3, height, width]
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:  # [B, prefix + H * W, C]
+        """timm's `forward_features` with the patch tokens replaced by the head's."""
+        if attn_mask is None and not is_causal:
+            tokens = self._plain_forward_features(x)
+        else:
+            tokens = self._masked_forward_features(x, attn_mask, is_causal)
+        return self._denoise_tokens(tokens, self._grid(x))
+
+    @torch.jit.unused
+    def _masked_forward_features(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        return self._plain_forward_features(x, **_given(attn_mask, is_causal))
+
+    def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
+        """timm's `forward_intermediates`, then the last block's map and the final features replaced."""
+        depth = len(self.blocks)
+        take_indices, max_index = feature_take_indices(depth, indices)
+        has_last = depth - 1 in take_indices
+        output = super().forward_intermediates(x, indices, **options)
+        final, maps = _unpack(output)
+        grid = self._grid(x)
+
+        if final is not None and options["stop_early"] and max_index < depth - 1:
+            warnings.warn(
+                f"stop_early=True ends at block {max_index} of {depth}: the final features are not denoised; "
+                "pass intermediates_only=True, or take the last block too",
+                stacklevel=3,
+            )
+            return output
+
+        denoised = None  # [B, H, W, C]
+        if final is not None:
+            denoised = self._denoise(final[:, self.num_prefix_tokens :], grid)
+            final = torch.cat([final[:, : self.num_prefix_tokens], denoised.flatten(1, 2)], dim=1)
+        if has_last:
+            last, prefix = maps[-1] if isinstance(maps[-1], tuple) else (maps[-1], None)
+            if denoised is None:
+                patches = last.flatten(2).transpose(1, 2) if options["output_fmt"] == "NCHW" else last
+                denoised = self._denoise(patches if options["norm"] else self.norm(patches), grid)
+            nchw = options["output_fmt"] == "NCHW"
+            last = denoised.permute(0, 3, 1, 2).contiguous() if nchw else denoised.flatten(1, 2)
+            maps[-1] = last if prefix is None else (last, prefix)
+        return _repack(output, final, maps)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """timm's `prune_intermediate_layers`; the final norm stays, since the denoiser reads what it gives.
+
+        Raises:
+            ValueError: if the last block is not among `indices`: nothing would be denoised.
+        """
+        _, max_index = feature_take_indices(len(self.blocks), indices)
+        if max_index != len(self.blocks) - 1:
+            raise ValueError(
+                f"only the last block's map is denoised, but indices {indices} end at block {max_index} of "
+                f"{len(self.blocks)}; include the last block (-1), or use the plain model for earlier maps"
+            )
+        return super().prune_intermediate_layers(indices, prune_norm=False, prune_head=prune_head)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """timm's names without weight decay, and the head's."""
+        return super().no_weight_decay() | {f"denoiser.{name}" for name in self.denoiser.no_weight_decay()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups, and one for the head between the last block and the classifier."""
+        return dict(super().group_matcher(coarse), denoiser=r"^denoiser\.")
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """timm records here what rebuilds a model: the head's shape belongs to it, whatever was passed."""
+        return dict(self.__dict__.get("_model_args", {}), denoiser=self.denoiser.config)
+
+    @_model_args.setter
+    def _model_args(self, value: dict[str, Any]) -> None:
+        self.__dict__["_model_args"] = value
+
+
+class DenoisedVisionTransformer(_Denoised, VisionTransformer):
+    """timm's `VisionTransformer` whose patch tokens come out of a `DenoiserHead`, in `model.denoiser`.
+
+    Built by `timm.create_model("<arch>.dvt...")` or by `denoise`.
+    """
+
+    _plain_forward_features = _renamed(VisionTransformer.forward_features, "_plain_forward_features")
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Any]:
+        """timm's `forward_intermediates`; the last block's map is head(norm(x)) whatever `norm` says.
+
+        Earlier maps are timm's own. With `stop_early` and without the last block nothing is denoised: the final
+        features that timm returns then come with a warning.
+        """
+        return self._forward_intermediates(
+            x,
+            indices,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            output_dict=output_dict,
+            **_given(attn_mask, is_causal),
+        )
+
+
+class DenoisedEva(_Denoised, Eva):
+    """timm's `Eva` whose patch tokens come out of a `DenoiserHead`, in `model.denoiser`.
+
+    Built by `timm.create_model("<arch>.dvt...")` or by `denoise`.
+    """
+
+    _plain_forward_features = _renamed(Eva.forward_features, "_plain_forward_features")
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's `forward_intermediates`; the last block's map is head(norm(x)) whatever `norm` says.
+
+        Earlier maps are timm's own. With `stop_early` and without the last block nothing is denoised: the final
+        features that timm returns then come with a warning.
+        """
+        return self._forward_intermediates(
+            x,
+            indices,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            **_given(attn_mask, is_causal),
+        )
+
+
+def denoise(model: nn.Module, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
+    """Put a denoiser head behind the final norm of a timm model, in place.
+
+    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`; the head moves to its device and dtype.
+    A model that is denoised already gets the new head instead of its old one.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva`.
+        head: the denoiser, as wide as the model.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: if the model is neither, or is a subclass with methods of its own, or head is no `DenoiserHead`.
+        ValueError: if the head's width is not the model's, or if the model drops patches.
+    """
+    denoised = {
+        VisionTransformer: DenoisedVisionTransformer,
+        Eva: DenoisedEva,
+        DenoisedVisionTransformer: DenoisedVisionTransformer,
+        DenoisedEva: DenoisedEva,
+    }.get(type(model))
+    if denoised is None:
+        raise TypeError(
+            f"cannot denoise a {type(model).__name__}: the denoiser reads the patch tokens of timm's VisionTransformer "
+            "and Eva themselves; with another feature extractor call DenoiserHead on its (B, H, W, C) map"
+        )
+    if not isinstance(head, DenoiserHead):
+        raise TypeError(f"head must be a DenoiserHead, got {type(head).__name__}; dvt_timm.load_head reads one")
+    if head.dim != model.embed_dim:
+        raise ValueError(
+            f"the head is {head.dim} channels wide, the model {model.embed_dim}; use a head made for this model"
+        )
+    weight = model.patch_embed.proj.weight
+    model.__class__ = denoised
+    model.denoiser = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
+    return model
+
+
+def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+    """The mask arguments that were given: older timm does not know them all."""
+    options: dict[str, Any] = {}
+    if attn_mask is not None:
+        options["attn_mask"] = attn_mask
+    if is_causal:
+        options["is_causal"] = is_causal
+    return options
+
+
+def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:
+    """Final features (None if not returned) and intermediates of any form that `forward_intermediates` returns."""
+    if isinstance(output, dict):
+        return output.get("image_features"), output["image_intermediates"]
+    if isinstance(output, tuple):
+        return output
+    return None, output
+
+
+def _repack(output: Any, final: Tensor | None, maps: list[Any]) -> Any:
+    """The same form again with these final features and intermediates."""
+    if isinstance(output, dict):
+        replaced = dict(output, image_intermediates=maps)
+        return replaced if final is None else dict(replaced, image_features=final)
+    return maps if final is None else (final, maps)

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .head import DenoiserHead
+from .stride import OverlapPatchEmbed
 
 
 def _renamed(method: FunctionType, name: str) -> FunctionType:
@@ -256,6 +257,17 @@ def denoise(model: nn.Module, head: DenoiserHead) -> DenoisedVisionTransformer |
     model.__class__ = denoised
     model.denoiser = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
     return model
+
+
+def rebuild_args(model: nn.Module) -> dict[str, Any]:
+    """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
+    embed = model.patch_embed
+    passed = getattr(model, "_model_args", {})
+    args = {key: value for key, value in passed.items() if key != "num_classes" and not key.endswith("_rate")}
+    args.update(in_chans=embed.proj.in_channels, global_pool=model.global_pool, img_size=list(embed.img_size))
+    if isinstance(embed, OverlapPatchEmbed):
+        args["stride"] = embed.stride[0]
+    return args
 
 
 def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:

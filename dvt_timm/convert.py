@@ -1,0 +1,50 @@
+"""Read the authors' `.pth` checkpoints; the only module that opens a pickle.
+
+A denoiser file is `{"denoiser": state_dict, "optimizer": ..., "step": int}`, a distilled one `{"model": state_dict,
+...}` with timm's own keys behind the prefix `model.`. The optimiser state holds a numpy float64 learning rate, which
+is all that is admitted besides tensors and plain Python values.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    from numpy._core.multiarray import scalar
+except ImportError:  # numpy 1
+    from numpy.core.multiarray import scalar  # type: ignore[no-redef]
+
+_FLOAT64_SCALAR = [
+    (scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of an authors' checkpoint, on the CPU, under the keys of `DenoiserHead` or of timm.
+
+    Args:
+        path: a denoised or distilled `.pth` file.
+
+    Raises:
+        ValueError: if the file is not such a checkpoint, is damaged, or would run code.
+    """
+    try:
+        with torch.serialization.safe_globals(_FLOAT64_SCALAR):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    for kind, prefix in (("denoiser", ""), ("model", "model.")):
+        state = checkpoint.get(kind)
+        if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
+            return {key.removeprefix(prefix): value for key, value in state.items()}
+    raise ValueError(f"{path} holds neither 'denoiser' nor 'model' tensors, only {sorted(map(str, checkpoint))}")

@@ -1,0 +1,247 @@
+"""Heads on disk and on the Hugging Face Hub: find, load, save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ._version import __version__
+from .convert import read_checkpoint
+from .head import DenoiserHead
+from .manifest import Variant, weights_path
+from .models import rebuild_args
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+SCHEMA = 1  # of the config.json that save_head writes
+HUB_PREFIX = "hf-hub:"
+
+
+def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> DenoiserHead:
+    """Load a denoiser head.
+
+    Args:
+        source: a folder written by `save_head`, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
+        cache_dir: where the Hub client keeps its files, its own default if None.
+
+    Returns:
+        The head in evaluation mode, float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if the file is damaged, its keys or shapes are not a head's, or its values are not finite.
+    """
+    if str(source).startswith(HUB_PREFIX):
+        repo, _, revision = str(source).removeprefix(HUB_PREFIX).partition("@")
+        config = _read_config(_download(repo, CONFIG_NAME, revision or None, cache_dir))
+        return _read_head(_download(repo, WEIGHTS_NAME, revision or None, cache_dir), config.get("grid_size"))
+    path = Path(source)
+    if path.is_dir():
+        return _read_head(path / WEIGHTS_NAME, _read_config(path / CONFIG_NAME).get("grid_size"))
+    return _read_head(path, None)
+
+
+def save_head(head: DenoiserHead, folder: str | Path, *, base: str) -> Path:
+    """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
+
+    Each file appears whole or not at all, the configuration last.
+
+    Args:
+        head: the denoiser.
+        folder: made if it does not exist.
+        base: timm name of the backbone it was trained on, "arch.tag".
+
+    Returns:
+        The folder.
+    """
+    from . import __version__
+
+    folder = Path(folder)
+    config = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__, "base": base, "dim": head.dim}
+    metadata = {"format": "pt", "grid_size": json.dumps(head.config["grid_size"])}
+    _write_folder(folder, head, {**config, **head.config}, metadata)
+    return folder
+
+
+def save_model(model: nn.Module, folder: str | Path) -> Path:
+    """Write a denoised (or distilled) model, base and head in one file, for `create_model("local-dir:FOLDER")`.
+
+    `transformers.TimmWrapperModel.from_pretrained(FOLDER)` reads it too.
+
+    Args:
+        model: from `timm.create_model` or `denoise`.
+        folder: made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: for a `features_only` model, which has lost its classifier and its name.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    folder = Path(folder)
+    if not hasattr(model, "num_classes"):
+        raise TypeError(f"cannot save a {type(model).__name__}; save the model built without features_only=True")
+    args = rebuild_args(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, CONFIG_NAME)
+        save_config_for_hf(model, path, model_args=args)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_args"] = args
+    _write_folder(folder, model, config, {"format": "pt"})
+    return folder
+
+
+def published_head(variant: Variant, cache_dir: str | Path | None = None) -> DenoiserHead:
+    """The head of a variant, from its repository, the package's own files, or a user's source.
+
+    Raises:
+        RuntimeError: if it has none.
+    """
+    if variant.head is not None:
+        return load_head(variant.head, cache_dir=cache_dir)
+    path = _published_file(variant, cache_dir)
+    if path.suffix == ".safetensors":
+        return _read_head(path, variant.grid_size)
+    return head_from_state(read_checkpoint(path), None, path)
+
+
+def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+    """The distilled weights of a variant, under timm's keys."""
+    return read_checkpoint(_published_file(variant, cache_dir))
+
+
+def head_from_state(state: dict[str, Tensor], grid_size: Any, source: str | Path) -> DenoiserHead:
+    """Build the head that a state dict describes.
+
+    Args:
+        state: keys as the authors', `pos_embed` and `denoiser.*`.
+        grid_size: (h, w) of the position embedding, square if None.
+        source: where it came from, for error messages.
+
+    Raises:
+        ValueError: if keys, shapes or values are not a head's.
+    """
+    positions = state.get("pos_embed")
+    if positions is None or positions.ndim != 3 or positions.shape[0] != 1:
+        raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' of shape (1, h * w, dim)")
+    length, dim = positions.shape[1:]
+    if grid_size is None:
+        grid_size = (math.isqrt(length), math.isqrt(length))
+    if grid_size[0] * grid_size[1] != length:
+        raise ValueError(
+            f"{source}: 'pos_embed' has {length} positions, which do not fill a {grid_size[0]} x {grid_size[1]} grid; "
+            "the file needs the metadata entry grid_size, or a config.json beside it (see save_head)"
+        )
+    blocks = {int(match[1]) for key in state if (match := re.match(r"denoiser\.(\d+)\.", key))}
+    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
+    try:
+        head = DenoiserHead(dim, tuple(grid_size), max(len(blocks), 1))
+        head.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{source} is no denoiser head: {error}") from error
+    return head.eval()
+
+
+def holds_denoiser(checkpoint: str | Path) -> bool:
+    """Whether a local checkpoint (a file, or a folder as timm saves it) carries `denoiser.*` weights."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        candidates = [path / name for name in (WEIGHTS_NAME, "pytorch_model.bin")]
+        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    if not path.is_file():
+        return False  # timm reports what is missing
+    if path.suffix == ".safetensors":
+        with _opened(path) as file:
+            keys = set(file.keys())
+    else:
+        keys = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return any(str(key).startswith("denoiser.") for key in keys)
+
+
+def _published_file(variant: Variant, cache_dir: str | Path | None) -> Path:
+    if variant.file is None:
+        raise RuntimeError(
+            f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
+            "or build with pretrained=False"
+        )
+    if variant.repo is None:
+        return weights_path(variant.file)
+    path = _download(variant.repo, variant.file, variant.revision, cache_dir)
+    if variant.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != variant.sha256:
+        raise ValueError(f"{variant.repo}/{variant.file} is not the published file (sha256 differs); remove {path}")
+    return path
+
+
+def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("schema", SCHEMA) > SCHEMA:
+        raise ValueError(f"{path} has schema {config['schema']}, this version reads {SCHEMA}; update dvt-timm")
+    return config
+
+
+def _read_head(path: Path, grid_size: Any) -> DenoiserHead:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a .safetensors file")
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    if grid_size is None and "grid_size" in metadata:
+        grid_size = json.loads(metadata["grid_size"])
+    state = {key: value.float() for key, value in load_file(path).items()}
+    return head_from_state(state, grid_size, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> None:
+    text = json.dumps(config, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    with replacing(folder / WEIGHTS_NAME) as path:
+        save_file(state, path, metadata)
+    with replacing(folder / CONFIG_NAME) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
+    scratch = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield scratch
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)

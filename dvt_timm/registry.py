@@ -1,0 +1,166 @@
+"""The names in timm's registry; the only module that touches it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm.models
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
+from torch import nn
+
+from .factory import SOURCES, build_model, refuse_silent_plain
+from .manifest import Variant, published_variants
+
+_variants: dict[str, Variant] = {}
+
+
+def list_variants(pretrained: bool = False) -> list[str]:
+    """Every name that this package adds to timm, "arch.tag".
+
+    Args:
+        pretrained: only those with published (or embedded, or the user's own) weights.
+    """
+    return sorted(name for name, variant in _variants.items() if variant.has_weights or not pretrained)
+
+
+def get_variant(name: str) -> Variant:
+    """The row of a name.
+
+    Raises:
+        KeyError: if the name is not one of `list_variants()`.
+    """
+    return _variants[name]
+
+
+def register_variant(name: str, *, base: str, head: str | None = None) -> None:
+    """Make `timm.create_model(name)` build `base` with a head of one's own.
+
+    Args:
+        name: "arch.tag" with the architecture of `base` and a tag that timm does not use.
+        base: timm name of the backbone, "arch.tag".
+        head: folder, `.safetensors` file or `hf-hub:user/repo[@revision]`; read when a model is built.
+
+    Raises:
+        ValueError: if the names do not fit together, or `base` has no patch tokens to denoise.
+    """
+    arch, _, tag = name.partition(".")
+    if not tag or base.partition(".")[0] != arch:
+        raise ValueError(f"name must be '{base.partition('.')[0]}.<tag>', the architecture of base {base!r}; got {name!r}")
+    if not is_model(base):
+        raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
+    if _module(_plain_entrypoint(arch)).__name__ not in ("timm.models.vision_transformer", "timm.models.eva", _DEIT):
+        raise ValueError(f"{arch} has no patch tokens of a timm VisionTransformer or Eva, so there is nothing to denoise")
+    if name not in _variants and tag in _default_cfg(arch).cfgs:
+        raise ValueError(f"timm has a tag {tag!r} of {arch} already; choose another")
+    _register([Variant(name, base, head=head)])
+
+
+def register_published() -> None:
+    """Register every row of the manifest; again and again if need be."""
+    _register(published_variants())
+
+
+_DEIT = "timm.models.deit"  # its plain models are VisionTransformers
+
+
+def _register(variants: list[Variant]) -> None:
+    for variant in variants:
+        _variants[variant.name] = variant
+        default_cfg = _default_cfg(variant.arch)
+        if variant.tag not in default_cfg.cfgs:
+            default_cfg.tags.append(variant.tag)  # behind timm's own: the default stays
+        default_cfg.cfgs[variant.tag] = _listed_cfg(variant)
+    for arch in dict.fromkeys(variant.arch for variant in variants):
+        _install(arch)
+
+
+def _install(arch: str) -> None:
+    """Put our entrypoint in the place of timm's, for the registry and for the modules that hold it."""
+    current, plain = model_entrypoint(arch), _plain_entrypoint(arch)
+    module = _module(plain)
+    wrapped = _wrap(plain)
+    exported = list(module.__all__)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f"Overwriting {arch} in registry")
+        register_model(wrapped)
+    module.__all__[:] = exported  # older timm appends the name once more
+    for namespace in (module, timm.models):
+        if getattr(namespace, arch, None) in (current, plain):
+            setattr(namespace, arch, wrapped)
+
+
+def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    arch = plain.__name__
+
+    @functools.wraps(plain)
+    def entrypoint(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+        tag = _tag(pretrained_cfg)
+        variant = _variants.get(f"{arch}.{tag}")
+        if variant is None and tag is not None and tag.startswith("dvt"):
+            known = [name for name in list_variants() if name.startswith(f"{arch}.")]
+            raise RuntimeError(f"no variant {arch}.{tag}; the denoised ones of {arch} are {', '.join(known)}")
+        if variant is None and kwargs.get("denoiser") is None and kwargs.get("stride") is None:
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("denoiser", "stride")}
+            refuse_silent_plain(arch, pretrained, pretrained_cfg)
+            return plain(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+        cfg = _as_cfg(arch, pretrained_cfg)
+        base_cfg = cfg if variant is None else _base_cfg(variant)
+        return build_model(plain, variant, cfg, base_cfg, pretrained=pretrained, **kwargs)
+
+    entrypoint._plain = plain  # type: ignore[attr-defined]
+    return entrypoint
+
+
+def _plain_entrypoint(arch: str) -> Callable[..., nn.Module]:
+    entrypoint = model_entrypoint(arch)
+    plain: Callable[..., nn.Module] = getattr(entrypoint, "_plain", entrypoint)
+    return plain
+
+
+def _module(entrypoint: Callable[..., nn.Module]) -> Any:
+    return sys.modules[entrypoint.__module__]
+
+
+def _default_cfg(arch: str) -> Any:
+    """timm's DefaultCfg of an architecture: its tags, default first, and their cfgs."""
+    return _module(model_entrypoint(arch)).default_cfgs[arch]
+
+
+def _tag(cfg: Any) -> str | None:
+    if isinstance(cfg, Mapping):
+        return cfg.get("tag")
+    return cfg if isinstance(cfg, str) or cfg is None else cfg.tag
+
+
+def _as_cfg(arch: str, cfg: Any) -> PretrainedCfg:
+    if isinstance(cfg, Mapping):
+        cfg = PretrainedCfg(**cfg)
+    elif cfg is None or isinstance(cfg, str):
+        cfg = get_pretrained_cfg(f"{arch}.{cfg}" if cfg else arch)
+    return dataclasses.replace(cfg, architecture=cfg.architecture or arch)
+
+
+def _base_cfg(variant: Variant) -> PretrainedCfg:
+    """The base tag's cfg, at the embedded weights where they ship with the package."""
+    cfg = get_pretrained_cfg(variant.base)
+    if variant.base_file is None:
+        return cfg
+    from .manifest import weights_path
+
+    nowhere = dict.fromkeys(SOURCES)
+    return dataclasses.replace(cfg, **{**nowhere, "file": str(weights_path(variant.base_file)), "custom_load": False})
+
+
+def _listed_cfg(variant: Variant) -> PretrainedCfg:
+    """What timm lists for a name: the base tag's cfg with our sizes, without a source if there are no weights."""
+    size = {"input_size": variant.input_size, "crop_pct": 1.0, "fixed_input_size": False}
+    size |= {"test_input_size": None, "min_input_size": None, "pool_size": None, "test_crop_pct": None}
+    cfg = dataclasses.replace(_base_cfg(variant), architecture=variant.arch, tag=variant.tag, **size)
+    if variant.has_weights:
+        return cfg
+    return dataclasses.replace(cfg, **{**dict.fromkeys(SOURCES), "custom_load": False})

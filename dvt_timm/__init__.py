@@ -10,8 +10,6 @@ from .hub import load_head, save_head, save_model
 from .models import DenoisedEva, DenoisedVisionTransformer, denoise
 from .registry import list_variants, register_published, register_variant
 
-
-
 __all__ = [
     "DenoisedEva",
     "DenoisedVisionTransformer",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ try:
 except ImportError:  # numpy 1
     from numpy.core.multiarray import scalar  # type: ignore[no-redef]
 
-_FLOAT64_SCALAR = [
+_FLOAT64_SCALAR: list[Any] = [
     (scalar, "numpy._core.multiarray.scalar"),
     (scalar, "numpy.core.multiarray.scalar"),
     np.dtype,

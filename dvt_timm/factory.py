@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from timm.models.eva import checkpoint_filter_fn as eva_filter
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import hub
 from .head import DenoiserHead
@@ -23,13 +23,14 @@ from .manifest import Variant
 from .models import denoise
 from .stride import set_stride
 
-SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "custom_load")
+NOWHERE = {"url": None, "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False}
+_IDENTITY = ("file", "tag", "source")  # PretrainedCfg fields that say which model it is
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 NOT_RECORDED = ("device", "dtype", "cache_dir", "features_only", "out_indices", "feature_cls", "pretrained_model_args")
 
 
 def build_model(
-    entrypoint: Callable[..., nn.Module],
+    entrypoint: Callable[..., Any],
     variant: Variant | None,
     cfg: Any,
     base_cfg: Any,
@@ -38,7 +39,7 @@ def build_model(
     denoiser: DenoiserHead | str | Path | Mapping[str, Any] | None = None,
     stride: int | None = None,
     **kwargs: Any,
-) -> nn.Module:
+) -> Any:
     """Build a denoised or distilled model.
 
     Args:
@@ -63,8 +64,8 @@ def build_model(
     cfg = dataclasses.replace(cfg, **overlay)
     checkpoint = _whole_checkpoint(cfg, overlay) if pretrained else None
     plain = variant is not None and variant.distilled and denoiser is None
-    if variant is not None and checkpoint is None and not overlay.keys() & set(SOURCES):
-        cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in SOURCES})
+    if variant is not None and checkpoint is None and not overlay.keys() & NOWHERE.keys():
+        cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in NOWHERE})
     with_head = not plain and (variant is not None or denoiser is not None)
     head = _resolve_head(denoiser, variant, pretrained and checkpoint is None, kwargs) if with_head else None
     distilled = pretrained and plain and checkpoint is None
@@ -77,7 +78,7 @@ def build_model(
     kwargs["img_size"] = native if stride or (dynamic and "img_size" not in kwargs) else wanted
     cfg = dataclasses.replace(cfg, fixed_input_size=not dynamic)
 
-    def finish(model: nn.Module) -> nn.Module:
+    def finish(model: Any) -> Any:
         if stride:
             set_stride(model, stride, wanted)
         if isinstance(head, DenoiserHead):
@@ -110,13 +111,13 @@ def refuse_silent_plain(name: str, pretrained: bool, cfg: Any) -> None:
     """
     if isinstance(cfg, str) or not cfg:
         return
-    get = cfg.get if isinstance(cfg, Mapping) else lambda key: getattr(cfg, key)
-    if pretrained and get("file") and hub.holds_denoiser(get("file")):
+    file, tag, source = (cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key) for key in _IDENTITY)
+    if pretrained and file and hub.holds_denoiser(file):
         raise RuntimeError(
-            f"{get('file')} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
+            f"{file} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
             'denoiser={"grid_size": [h, w], "num_blocks": n} of the head that was saved'
         )
-    if not get("tag") and not get("source"):
+    if not tag and not source:
         warnings.warn(
             f"{name} comes out plain: timm drops the tag of a name when pretrained_cfg is a dict. For a denoised model "
             "pass pretrained_cfg_overlay=dict(...) instead, or denoiser=...; for a plain one name its tag in the dict",
@@ -170,7 +171,7 @@ def _resolve_head(
     return {"grid_size": variant.grid_size}
 
 
-def _load_whole(model: nn.Module, cfg: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _load_whole(model: Any, cfg: dict[str, Any], kwargs: dict[str, Any]) -> None:
     """Load a checkpoint of base and head through timm, every key of the head required."""
     base_filter = eva_filter if isinstance(model, Eva) else vit_filter
     prefix = "denoiser."

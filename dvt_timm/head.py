@@ -60,7 +60,7 @@ class DenoiserHead(nn.Module):
         ValueError: on a width that is not a multiple of 64, an empty grid or no block.
     """
 
-    __jit_unused_properties__ = ["config"]
+    __jit_unused_properties__ = ("config",)
 
     def __init__(
         self,

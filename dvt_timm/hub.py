@@ -67,8 +67,6 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str) -> Path:
     Returns:
         The folder.
     """
-    from . import __version__
-
     folder = Path(folder)
     config = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__, "base": base, "dim": head.dim}
     metadata = {"format": "pt", "grid_size": json.dumps(head.config["grid_size"])}
@@ -76,7 +74,7 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str) -> Path:
     return folder
 
 
-def save_model(model: nn.Module, folder: str | Path) -> Path:
+def save_model(model: Any, folder: str | Path) -> Path:
     """Write a denoised (or distilled) model, base and head in one file, for `create_model("local-dir:FOLDER")`.
 
     `transformers.TimmWrapperModel.from_pretrained(FOLDER)` reads it too.

@@ -13,10 +13,15 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from .head import DenoiserHead
 from .stride import OverlapPatchEmbed
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as _TimmViT
+else:
+    _TimmViT = object
 
 
 def _renamed(method: FunctionType, name: str) -> FunctionType:
@@ -26,13 +31,10 @@ def _renamed(method: FunctionType, name: str) -> FunctionType:
     return copy
 
 
-class _Denoised:
+class _Denoised(_TimmViT):
     """What both families share; comes before the timm class among their bases."""
 
-    __jit_unused_properties__ = ["_model_args"]
-
-    if TYPE_CHECKING:  # TorchScript would read a plain annotation
-        denoiser: DenoiserHead
+    __jit_unused_properties__ = ("_model_args",)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """(H, W) in patches of images x [B, 3, height, width]."""
@@ -43,7 +45,7 @@ class _Denoised:
     def _denoise(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, H, W, C]
         B, N, C = patches.shape
         torch._assert(
-            N == grid[0] * grid[1],
+            grid[0] * grid[1] == N,
             "the denoiser needs every patch token of the image, but some were dropped or merged on the way; "
             "use a plain model where tokens are dropped (patch_drop_rate, token merging, masking)",
         )
@@ -219,7 +221,7 @@ class DenoisedEva(_Denoised, Eva):
         )
 
 
-def denoise(model: nn.Module, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
+def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a denoiser head behind the final norm of a timm model, in place.
 
     The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`; the head moves to its device and dtype.
@@ -259,7 +261,7 @@ def denoise(model: nn.Module, head: DenoiserHead) -> DenoisedVisionTransformer |
     return model
 
 
-def rebuild_args(model: nn.Module) -> dict[str, Any]:
+def rebuild_args(model: Any) -> dict[str, Any]:
     """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
     embed = model.patch_embed
     passed = getattr(model, "_model_args", {})

@@ -13,8 +13,10 @@ import timm.models
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .factory import SOURCES, build_model, refuse_silent_plain
-from .manifest import Variant, published_variants
+from .factory import NOWHERE, build_model, refuse_silent_plain
+from .manifest import Variant, published_variants, weights_path
+
+VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
 _variants: dict[str, Variant] = {}
 
@@ -50,11 +52,11 @@ def register_variant(name: str, *, base: str, head: str | None = None) -> None:
     """
     arch, _, tag = name.partition(".")
     if not tag or base.partition(".")[0] != arch:
-        raise ValueError(f"name must be '{base.partition('.')[0]}.<tag>', the architecture of base {base!r}; got {name!r}")
+        raise ValueError(f"name must be '<arch>.<tag>' with the architecture of base {base!r}, got {name!r}")
     if not is_model(base):
         raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
-    if _module(_plain_entrypoint(arch)).__name__ not in ("timm.models.vision_transformer", "timm.models.eva", _DEIT):
-        raise ValueError(f"{arch} has no patch tokens of a timm VisionTransformer or Eva, so there is nothing to denoise")
+    if model_entrypoint(arch).__module__ not in VIT_MODULES:
+        raise ValueError(f"{arch} is no timm VisionTransformer or Eva: it has no patch tokens to denoise")
     if name not in _variants and tag in _default_cfg(arch).cfgs:
         raise ValueError(f"timm has a tag {tag!r} of {arch} already; choose another")
     _register([Variant(name, base, head=head)])
@@ -65,16 +67,13 @@ def register_published() -> None:
     _register(published_variants())
 
 
-_DEIT = "timm.models.deit"  # its plain models are VisionTransformers
-
-
 def _register(variants: list[Variant]) -> None:
     for variant in variants:
-        _variants[variant.name] = variant
-        default_cfg = _default_cfg(variant.arch)
+        default_cfg, cfg = _default_cfg(variant.arch), _listed_cfg(variant)
         if variant.tag not in default_cfg.cfgs:
             default_cfg.tags.append(variant.tag)  # behind timm's own: the default stays
-        default_cfg.cfgs[variant.tag] = _listed_cfg(variant)
+        default_cfg.cfgs[variant.tag] = cfg
+        _variants[variant.name] = variant
     for arch in dict.fromkeys(variant.arch for variant in variants):
         _install(arch)
 
@@ -137,7 +136,7 @@ def _tag(cfg: Any) -> str | None:
     return cfg if isinstance(cfg, str) or cfg is None else cfg.tag
 
 
-def _as_cfg(arch: str, cfg: Any) -> PretrainedCfg:
+def _as_cfg(arch: str, cfg: Any) -> Any:
     if isinstance(cfg, Mapping):
         cfg = PretrainedCfg(**cfg)
     elif cfg is None or isinstance(cfg, str):
@@ -145,22 +144,22 @@ def _as_cfg(arch: str, cfg: Any) -> PretrainedCfg:
     return dataclasses.replace(cfg, architecture=cfg.architecture or arch)
 
 
-def _base_cfg(variant: Variant) -> PretrainedCfg:
+def _base_cfg(variant: Variant) -> Any:
     """The base tag's cfg, at the embedded weights where they ship with the package."""
     cfg = get_pretrained_cfg(variant.base)
     if variant.base_file is None:
         return cfg
-    from .manifest import weights_path
-
-    nowhere = dict.fromkeys(SOURCES)
-    return dataclasses.replace(cfg, **{**nowhere, "file": str(weights_path(variant.base_file)), "custom_load": False})
+    return dataclasses.replace(cfg, **{**NOWHERE, "file": str(weights_path(variant.base_file))})
 
 
-def _listed_cfg(variant: Variant) -> PretrainedCfg:
+def _listed_cfg(variant: Variant) -> Any:
     """What timm lists for a name: the base tag's cfg with our sizes, without a source if there are no weights."""
-    size = {"input_size": variant.input_size, "crop_pct": 1.0, "fixed_input_size": False}
-    size |= {"test_input_size": None, "min_input_size": None, "pool_size": None, "test_crop_pct": None}
-    cfg = dataclasses.replace(_base_cfg(variant), architecture=variant.arch, tag=variant.tag, **size)
-    if variant.has_weights:
-        return cfg
-    return dataclasses.replace(cfg, **{**dict.fromkeys(SOURCES), "custom_load": False})
+    cfg = dataclasses.replace(
+        _base_cfg(variant),
+        architecture=variant.arch,
+        tag=variant.tag,
+        input_size=variant.input_size,
+        crop_pct=1.0,
+        fixed_input_size=False,
+    )
+    return cfg if variant.has_weights else dataclasses.replace(cfg, **NOWHERE)

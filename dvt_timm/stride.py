@@ -1,6 +1,5 @@
 """Overlapping patches: a patch embedding whose stride is smaller than its patch, for denser maps."""
 
-
 from timm.layers import PatchEmbed, to_2tuple
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -13,6 +12,7 @@ class OverlapPatchEmbed(PatchEmbed):
     patch (or is padded to one with `dynamic_img_pad`).
     """
 
+    img_size: tuple[int, int]
     stride: tuple[int, int]
 
     def _grid(self, img_size: tuple[int, int]) -> tuple[int, int]:
@@ -22,9 +22,9 @@ class OverlapPatchEmbed(PatchEmbed):
         )
 
     def _init_img_size(self, img_size: int | tuple[int, int]):  # type: ignore[no-untyped-def]
-        img_size = to_2tuple(img_size)
-        grid_size = self._grid(img_size)
-        return img_size, grid_size, grid_size[0] * grid_size[1]
+        size = to_2tuple(img_size)
+        grid_size = self._grid(size)
+        return size, grid_size, grid_size[0] * grid_size[1]
 
     def set_input_size(
         self,

@@ -1,0 +1,78 @@
+"""What several tests need: small models of every family, their plain twins, and where the golden data lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import dvt_timm
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT.parent / "shared" / "golden"
+DEMO = "vit_small_patch14_dinov2.dvt_demo"
+
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data at {GOLDEN}")
+
+# one name of every family, and its base
+FAMILIES = {
+    "vit_small_patch14_dinov2.dvt": "vit_small_patch14_dinov2.lvd142m",
+    "vit_base_patch14_reg4_dinov2.dvt": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "vit_giant_patch14_dinov2.dvt": "vit_giant_patch14_dinov2.lvd142m",
+    "deit3_base_patch16_224.dvt": "deit3_base_patch16_224.fb_in1k",
+    "vit_base_patch16_clip_384.dvt": "vit_base_patch16_clip_384.laion2b_ft_in12k_in1k",
+    "eva02_base_patch16_clip_224.dvt": "eva02_base_patch16_clip_224.merged2b",
+    "vit_base_patch16_224.dvt_dino": "vit_base_patch16_224.dino",
+    "vit_base_patch16_224.dvt_mae": "vit_base_patch16_224.mae",
+    "vit_base_patch16_384.dvt_augreg": "vit_base_patch16_384.augreg_in21k_ft_in1k",
+    "vit_small_patch8_224.dvt_dino": "vit_small_patch8_224.dino",
+}
+VIT, EVA = "vit_small_patch14_dinov2.dvt", "eva02_base_patch16_clip_224.dvt"
+SMALL = {"depth": 3, "embed_dim": 128, "num_heads": 2}
+
+
+def create(name: str, **kwargs: Any) -> Any:
+    """A small model of a family, seeded, in evaluation mode."""
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**SMALL, **kwargs}).eval()
+
+
+def create_pair(name: str, **kwargs: Any) -> tuple[Any, Any]:
+    """A denoised model and the plain one of the same base weights."""
+    denoised = create(name, **kwargs)
+    plain = create(FAMILIES[name], **{"dynamic_img_size": True, **kwargs})
+    missing, unexpected = denoised.load_state_dict(plain.state_dict(), strict=False)
+    assert unexpected == []
+    assert all(key.startswith("denoiser.") for key in missing)
+    return denoised, plain
+
+
+def random_head(dim: int = 128, grid_size: tuple[int, int] = (5, 4), seed: int = 1) -> dvt_timm.DenoiserHead:
+    torch.manual_seed(seed)
+    return dvt_timm.DenoiserHead(dim, grid_size).eval()
+
+
+def images(height: int = 56, width: int = 70, batch: int = 2, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(7))
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """A small, non-square image size that the patches of a family divide."""
+    return (56, 70) if "patch14" in name else (64, 80) if "patch16" in name else (32, 40)
+
+
+def head_of(model: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The head on the patch tokens [B, prefix + H * W, C] of a plain model's forward_features: [B, H * W, C]."""
+    patches = tokens[:, model.num_prefix_tokens :]
+    return model.denoiser(patches.reshape(len(patches), *grid, -1)).flatten(1, 2)
+
+
+def perturb(head: nn.Module) -> None:
+    """Change every parameter of a head."""
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))

@@ -1,0 +1,197 @@
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import GOLDEN, needs_golden, random_head
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from dvt_timm import DenoiserHead
+from dvt_timm import head as head_module
+from dvt_timm.convert import read_checkpoint
+
+GOLDEN_HEADS = {"d128_g37_b1": (128, (37, 37), 1), "d192_g32_b2": (192, (32, 32), 2)}
+
+
+@needs_golden
+@pytest.mark.parametrize("name", GOLDEN_HEADS)
+def test_equals_the_authors_head(name: str) -> None:
+    head = DenoiserHead(*GOLDEN_HEADS[name]).eval()
+    head.load_state_dict(read_checkpoint(GOLDEN / f"official_denoiser_{name}.pth"))
+    recorded = load_file(GOLDEN / f"denoiser_io_{name}.safetensors")
+    inputs = [key for key in recorded if key.startswith("in_")]
+    assert len(inputs) == 4
+    for key in inputs:
+        with torch.no_grad():
+            output = head(recorded[key])
+        torch.testing.assert_close(output, recorded["out" + key[2:]], atol=1e-5, rtol=0)
+
+
+def readable_head(state: dict[str, Tensor], x: Tensor, grid: tuple[int, int], num_blocks: int) -> Tensor:
+    """The head written out: position embedding, then pre-norm attention and MLP, no module of timm's."""
+    B, H, W, C = x.shape
+    positions = state["pos_embed"].reshape(1, *grid, C).permute(0, 3, 1, 2)
+    if (H, W) != grid:
+        positions = F.interpolate(positions, (H, W), mode="bicubic", antialias=True)
+    x = (x + positions.permute(0, 2, 3, 1)).reshape(B, H * W, C)
+    for i in range(num_blocks):
+        p = "denoiser." if num_blocks == 1 else f"denoiser.{i}."
+        y = F.layer_norm(x, (C,), state[p + "norm1.weight"], state[p + "norm1.bias"], 1e-6)
+        qkv = F.linear(y, state[p + "attn.qkv.weight"], state[p + "attn.qkv.bias"])
+        q, k, v = qkv.reshape(B, H * W, 3, C // 64, 64).permute(2, 0, 3, 1, 4)
+        y = ((q @ k.transpose(-1, -2)) / 8).softmax(-1) @ v
+        y = y.transpose(1, 2).reshape(B, H * W, C)
+        x = x + F.linear(y, state[p + "attn.proj.weight"], state[p + "attn.proj.bias"])
+        y = F.layer_norm(x, (C,), state[p + "norm2.weight"], state[p + "norm2.bias"], 1e-6)
+        y = F.gelu(F.linear(y, state[p + "mlp.fc1.weight"], state[p + "mlp.fc1.bias"]))
+        x = x + F.linear(y, state[p + "mlp.fc2.weight"], state[p + "mlp.fc2.bias"])
+    return x.reshape(B, H, W, C)
+
+
+@pytest.mark.parametrize(("dim", "grid", "num_blocks"), [(128, (5, 7), 1), (192, (4, 4), 2)])
+@pytest.mark.parametrize("size", [(5, 7), (3, 9), (11, 4)])
+def test_equals_the_readable_twin(dim: int, grid: tuple[int, int], num_blocks: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = DenoiserHead(dim, grid, num_blocks).eval()
+    x = torch.randn(2, *size, dim, requires_grad=True)
+    output = head(x)
+    expected = readable_head(dict(head.named_parameters()), x, grid, num_blocks)
+    torch.testing.assert_close(output, expected, atol=2e-5, rtol=1e-5)
+    ours = torch.autograd.grad(output.square().sum(), [x, head.pos_embed], retain_graph=True)
+    theirs = torch.autograd.grad(expected.square().sum(), [x, head.pos_embed])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
+def test_state_dict_has_the_authors_keys() -> None:
+    block = [f"{m}.{p}" for m in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for p in ("weight", "bias")]
+    assert set(DenoiserHead(64, (2, 2)).state_dict()) == {"pos_embed", *(f"denoiser.{key}" for key in block)}
+    several = {"pos_embed", *(f"denoiser.{i}.{key}" for i in range(3) for key in block)}
+    assert set(DenoiserHead(64, (2, 2), 3).state_dict()) == several
+
+
+def test_own_grid_need_not_be_square() -> None:
+    head = DenoiserHead(64, (3, 8)).eval()
+    assert head.pos_embed.shape == (1, 24, 64)
+    assert head(torch.randn(1, 3, 8, 64)).shape == (1, 3, 8, 64)
+    assert head.config == {"grid_size": [3, 8], "num_blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((100, (4, 4)), "multiple of 64.*100"),
+        ((0, (4, 4)), "multiple of 64.*0"),
+        ((64, (0, 4)), "grid_size"),
+        ((64, (4, 4, 4)), "grid_size"),
+        ((64, (4, 4), 0), "num_blocks"),
+    ],
+)
+def test_impossible_heads_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DenoiserHead(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(16, 128), (2, 16, 128), (2, 4, 4, 64), (2, 128, 4, 4)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(B, H, W, 128\)"):
+        random_head()(torch.zeros(shape))
+
+
+class TestPositionCache:
+    """The resampled position embedding is kept between inference calls, and never stale."""
+
+    @pytest.fixture
+    def counted(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        calls: list[int] = []
+
+        def counting(*args, **kwargs):
+            calls.append(1)
+            return resample_abs_pos_embed(*args, **kwargs)
+
+        monkeypatch.setattr(head_module, "resample_abs_pos_embed", counting)
+        return calls
+
+    def test_inference_resamples_once(self, counted: list[int]) -> None:
+        head, x = random_head(), torch.randn(1, 6, 7, 128)
+        for mode in (torch.no_grad, torch.inference_mode, torch.no_grad):
+            with mode():
+                head(x)
+        assert len(counted) == 1
+
+    @torch.no_grad()
+    def test_another_size_is_resampled_anew(self, counted: list[int]) -> None:
+        head = random_head()
+        for size in ((6, 7), (7, 6), (6, 7)):
+            head(torch.randn(1, *size, 128))
+        assert len(counted) == 3
+
+    def test_training_resamples_with_gradients(self, counted: list[int]) -> None:
+        head, x = random_head(), torch.randn(1, 6, 7, 128)
+        with torch.no_grad():
+            head(x)
+        head(x).sum().backward()
+        assert head.pos_embed.grad is not None
+        assert head.pos_embed.grad.abs().sum() > 0
+        assert len(counted) == 2
+
+    @pytest.mark.parametrize("change", ["in place", "load", "assign", "data", "parameter", "dtype", "optimizer"])
+    def test_a_change_is_seen(self, change: str) -> None:
+        head, other, x = random_head(seed=1), random_head(seed=2), torch.randn(1, 6, 7, 128)
+        with torch.inference_mode():
+            before = head(x)
+        if change == "in place":
+            with torch.no_grad():
+                head.pos_embed.add_(1)
+        elif change == "load":
+            head.load_state_dict(other.state_dict())
+        elif change == "assign":
+            head.load_state_dict(other.state_dict(), assign=True)
+        elif change == "data":
+            head.pos_embed.data = other.pos_embed.data
+        elif change == "parameter":
+            head.pos_embed = other.pos_embed
+        elif change == "dtype":
+            head, x = head.double(), x.double()
+        elif change == "optimizer":
+            optimizer = torch.optim.AdamW(head.parameters(), lr=0.1)
+            head(x).square().sum().backward()
+            optimizer.step()
+        expected = readable_head(dict(head.named_parameters()), x, head.grid_size, 1)
+        with torch.no_grad():
+            after = head(x)
+        torch.testing.assert_close(after, expected.detach(), atol=2e-5, rtol=1e-5)
+        if change != "dtype":
+            assert not torch.allclose(after, before)
+
+    def test_copies_start_without_it(self) -> None:
+        head, x = random_head(), torch.randn(1, 6, 7, 128)
+        with torch.no_grad():
+            expected = head(x)
+            for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+                assert twin._resampled is None
+                assert torch.equal(twin(x), expected)
+        assert head._resampled is not None
+
+
+def test_scripts_and_traces() -> None:
+    head, x = random_head(), torch.randn(1, 6, 7, 128)
+    with torch.no_grad():
+        expected = head(x)
+        torch.testing.assert_close(torch.jit.script(head)(x), expected)
+        torch.testing.assert_close(torch.jit.trace(head, x)(x), expected)
+        torch.testing.assert_close(torch.fx.symbolic_trace(head)(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    head, x = random_head(), torch.randn(1, 6, 7, 128)
+    with torch.no_grad():
+        expected = head(x)
+        output = head.to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 0.05
+    torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=tolerance)

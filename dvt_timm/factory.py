@@ -68,6 +68,8 @@ def build_model(
         cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in NOWHERE})
     with_head = not plain and (variant is not None or denoiser is not None)
     head = _resolve_head(denoiser, variant, pretrained and checkpoint is None, kwargs) if with_head else None
+    if with_head and "global_pool" in kwargs:  # pooling must not take away the final norm, which the head reads
+        kwargs.setdefault("use_fc_norm" if entrypoint.__module__ == Eva.__module__ else "fc_norm", False)
     distilled = pretrained and plain and checkpoint is None
     if distilled:
         checkpoint = {"state_dict": hub.published_weights(variant, kwargs.get("cache_dir"))}  # type: ignore[arg-type]

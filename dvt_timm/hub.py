@@ -135,8 +135,8 @@ def head_from_state(state: dict[str, Tensor], grid_size: Any, source: str | Path
         ValueError: if keys, shapes or values are not a head's.
     """
     positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3 or positions.shape[0] != 1:
-        raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' of shape (1, h * w, dim)")
+    if positions is None or positions.ndim != 3 or not any(key.startswith("denoiser.") for key in state):
+        raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
     length, dim = positions.shape[1:]
     if grid_size is None:
         grid_size = (math.isqrt(length), math.isqrt(length))

@@ -18,7 +18,7 @@ from .manifest import Variant, published_variants, weights_path
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
-_variants: dict[str, Variant] = {}
+_variants: dict[str, Variant] = globals().get("_variants", {})  # a reload keeps what users registered
 
 
 def list_variants(pretrained: bool = False) -> list[str]:

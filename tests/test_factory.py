@@ -1,0 +1,261 @@
+"""`create_model` on the denoised names: heads, weights, and every way the tag of a name gets lost."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import DEMO, EVA, FAMILIES, VIT, create, images, perturb, random_head, size_of
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+from torch import Tensor
+
+import dvt_timm
+from dvt_timm.manifest import weights_path
+
+BASE_FILE = weights_path("demo/backbone.safetensors")
+HEAD_FILE = weights_path("demo/head.safetensors")
+SHAPE = {"grid_size": [6, 4], "num_blocks": 2}
+
+
+@torch.no_grad()
+def features(model: Any, size: tuple[int, int] = (56, 70)) -> Tensor:
+    return model.eval().forward_features(images(*size))
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return timm.create_model(DEMO, pretrained=True).eval()
+
+
+class TestDenoiserArgument:
+    def test_a_head(self) -> None:
+        head = random_head()
+        assert create(VIT, denoiser=head).denoiser is head
+        assert create(FAMILIES[VIT], denoiser=head).denoiser is head
+        assert create(VIT, denoiser=head, features_only=True).model.denoiser is head
+
+    @pytest.mark.parametrize("as_type", [str, Path])
+    def test_a_folder_or_a_file(self, tmp_path: Path, as_type: type) -> None:
+        head = random_head(grid_size=(3, 8))
+        dvt_timm.save_head(head, tmp_path / "head", base=FAMILIES[VIT])
+        for source in (tmp_path / "head", tmp_path / "head" / "model.safetensors"):
+            model = create(VIT, denoiser=as_type(source))
+            assert model.denoiser.grid_size == (3, 8)
+            assert torch.equal(model.denoiser.pos_embed, head.pos_embed)
+
+    @pytest.mark.parametrize("name", [VIT, FAMILIES[VIT], EVA])
+    def test_a_shape(self, name: str) -> None:
+        model = create(name, denoiser=json.loads(json.dumps(SHAPE)))
+        assert model.denoiser.config == SHAPE
+        assert features(model, size_of(name)).isfinite().all()
+
+    def test_a_shape_with_pretrained_weights_warns_that_the_head_is_random(self) -> None:
+        with pytest.warns(UserWarning, match="random weights"):
+            model = timm.create_model(DEMO, pretrained=True, denoiser={"grid_size": [37, 37]})
+        model.denoiser.load_state_dict(dvt_timm.load_head(HEAD_FILE).state_dict())
+
+    def test_a_head_where_nobody_published_one(self, tmp_path: Path) -> None:
+        """pretrained=True then wants the base weights, here from a file."""
+        head = random_head(128, (4, 4))
+        name, base = "vit_small_patch16_224.dvt_dino", "vit_small_patch16_224.dino"
+        weights = create(base).state_dict()
+        save_file(weights, tmp_path / "base.safetensors")
+        overlay = {"file": str(tmp_path / "base.safetensors")}
+        model = create(name, pretrained=True, denoiser=head, pretrained_cfg_overlay=overlay)
+        assert model.denoiser is head
+        assert torch.equal(model.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+
+    @pytest.mark.parametrize(
+        ("denoiser", "error", "message"),
+        [
+            (random_head(192), ValueError, "192 channels wide, the model 128"),
+            ({"num_blocks": 1}, ValueError, "grid_size"),
+            ({"grid_size": [2, 2], "dim": 128}, ValueError, "grid_size"),
+            ({"grid_size": [0, 2]}, ValueError, "at least 1"),
+            (3, TypeError, "denoiser must be"),
+            (True, TypeError, "denoiser must be"),
+            ("nowhere/at/all", FileNotFoundError, "nowhere"),
+            (BASE_FILE, ValueError, "no denoiser head"),
+        ],
+    )
+    def test_errors(self, denoiser: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            create(VIT, denoiser=denoiser)
+
+    def test_architectures_that_are_not_ours_do_not_know_it(self) -> None:
+        with pytest.raises(TypeError, match="denoiser"):
+            timm.create_model("resnet18", denoiser=SHAPE)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"use_naflex": True}, "use_naflex"),
+            ({"patch_drop_rate": 0.5}, "patch_drop_rate"),
+            ({"features_only": True, "feature_cls": "hook"}, "feature_cls"),
+            ({"features_only": True, "feature_cls": "fx"}, "feature_cls"),
+        ],
+    )
+    def test_what_a_denoised_model_cannot_do(self, arguments: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            create(VIT, **arguments)
+
+
+class TestPretrained:
+    def test_weights_of_base_and_head(self, demo: Any) -> None:
+        base, head = load_file(BASE_FILE), load_file(HEAD_FILE)
+        state = demo.state_dict()
+        assert state.keys() == base.keys() | {f"denoiser.{key}" for key in head}
+        for key, value in base.items():
+            assert torch.equal(state[key], value.float())
+        for key, value in head.items():
+            assert torch.equal(state[f"denoiser.{key}"], value.float())
+
+    def test_timms_adaptations(self, demo: Any) -> None:
+        gray = timm.create_model(DEMO, pretrained=True, in_chans=1)
+        torch.testing.assert_close(
+            gray.patch_embed.proj.weight, demo.patch_embed.proj.weight.sum(1, keepdim=True), atol=1e-4, rtol=1e-3
+        )
+        small = timm.create_model(DEMO, pretrained=True, img_size=112)
+        assert small.patch_embed.grid_size == (8, 8)
+        assert small.denoiser.grid_size == (37, 37)
+        classifier = timm.create_model(DEMO, pretrained=True, num_classes=3)
+        assert classifier(images(28, 28)).shape == (2, 3)
+        assert torch.equal(classifier.denoiser.pos_embed, demo.denoiser.pos_embed)
+
+    def test_base_weights_from_a_file(self, demo: Any, tmp_path: Path) -> None:
+        base = {key: value.float() for key, value in load_file(BASE_FILE).items()}
+        base["norm.bias"] += 1
+        save_file(base, tmp_path / "base.safetensors")
+        model = timm.create_model(
+            DEMO, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "base.safetensors")}
+        )
+        assert torch.equal(model.norm.bias, base["norm.bias"])
+        assert torch.equal(model.denoiser.pos_embed, demo.denoiser.pos_embed)
+
+    def test_checkpoint_path(self, tmp_path: Path, demo: Any) -> None:
+        save_file(demo.state_dict(), tmp_path / "whole.safetensors")
+        model = timm.create_model(DEMO, checkpoint_path=str(tmp_path / "whole.safetensors"))
+        assert torch.equal(features(model), features(demo))
+        save_file(load_file(BASE_FILE), tmp_path / "base.safetensors")
+        with pytest.raises(RuntimeError, match=r"denoiser\.pos_embed"):
+            timm.create_model(DEMO, checkpoint_path=str(tmp_path / "base.safetensors"))
+
+    def test_random_without_pretrained(self) -> None:
+        assert not torch.equal(create(VIT).denoiser.pos_embed, dvt_timm.DenoiserHead(128, (37, 37)).pos_embed)
+
+
+class TestLostTags:
+    """The ways in on which timm forgets the tag: nothing comes out plain, or random, in silence."""
+
+    def test_pretrained_cfg_dict_with_base_weights(self) -> None:
+        with pytest.warns(UserWarning, match=r"comes out plain.*pretrained_cfg_overlay"):
+            model = timm.create_model(DEMO, pretrained=True, pretrained_cfg={"file": str(BASE_FILE), "num_classes": 0})
+        assert not hasattr(model, "denoiser")
+
+    def test_pretrained_cfg_dict_with_a_denoiser_in_the_file(self, demo: Any, tmp_path: Path) -> None:
+        file = str(tmp_path / "whole.safetensors")
+        save_file(demo.state_dict(), file)
+        for num_classes in (0, 5):
+            with pytest.raises(RuntimeError, match="holds a denoiser.*denoiser="):
+                timm.create_model(DEMO, pretrained=True, pretrained_cfg={"file": file}, num_classes=num_classes)
+        cfg = {"file": file, "num_classes": 0, "input_size": (3, 518, 518)}
+        model = timm.create_model(DEMO, pretrained=True, pretrained_cfg=cfg, denoiser=demo.denoiser.config)
+        assert torch.equal(features(model), features(demo))
+
+    def test_pretrained_cfg_of_a_denoised_model(self, demo: Any) -> None:
+        for cfg in (demo.pretrained_cfg, timm.models.get_pretrained_cfg(DEMO)):
+            model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, pretrained_cfg=cfg)
+            assert torch.equal(features(model), features(demo))
+
+    def test_plain_users_see_nothing(self) -> None:
+        overlay = {"file": str(BASE_FILE)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = timm.create_model(FAMILIES[VIT], pretrained=True, pretrained_cfg_overlay=overlay)
+            again = timm.create_model("vit_small_patch14_dinov2", pretrained_cfg=model.pretrained_cfg)
+        assert type(model).__module__ == type(again).__module__ == "timm.models.vision_transformer"
+
+    def test_naflex(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ValueError, match="use_naflex"):
+            timm.create_model(VIT, use_naflex=True)
+        if hasattr(timm.models.vision_transformer, "_USE_NAFLEX_DEFAULT"):
+            monkeypatch.setattr(timm.models.vision_transformer, "_USE_NAFLEX_DEFAULT", True)
+            with pytest.raises(TypeError, match="cannot denoise a NaFlexVit"):
+                timm.create_model(VIT)
+
+    @pytest.mark.parametrize("safe", [True, False])
+    def test_save_for_hf(self, demo: Any, tmp_path: Path, safe: bool) -> None:
+        model = timm.create_model(DEMO, pretrained=True)
+        perturb(model)
+        save_for_hf(model, tmp_path, safe_serialization=safe)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert torch.equal(features(loaded), features(model))
+        assert not torch.allclose(features(loaded), features(demo))
+        fewer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=4)
+        assert torch.equal(features(fewer), features(model))
+
+    @pytest.mark.parametrize("name", [VIT, EVA])
+    def test_save_for_hf_of_a_model_made_by_denoise(self, name: str, tmp_path: Path) -> None:
+        """timm 1.0.21 saves no model_args: then it is an error, unless the head's shape is given."""
+        model = dvt_timm.denoise(create(FAMILIES[name], dynamic_img_size=True), random_head())
+        save_for_hf(model, tmp_path, safe_serialization=True)
+        config = json.loads((tmp_path / "config.json").read_text())
+        folder, given = f"local-dir:{tmp_path}", {}
+        if "model_args" not in config:
+            given = {**{"depth": 3, "embed_dim": 128, "num_heads": 2}, "denoiser": model.denoiser.config}
+            for num_classes in (None, 4):
+                with pytest.raises(RuntimeError, match="holds a denoiser"):
+                    timm.create_model(folder, pretrained=True, num_classes=num_classes)
+        loaded = timm.create_model(folder, pretrained=True, **given)
+        assert torch.equal(features(loaded, size_of(name)), features(model, size_of(name)))
+
+    def test_a_saved_model_without_its_head(self, tmp_path: Path, demo: Any) -> None:
+        dvt_timm.save_model(demo, tmp_path)
+        save_file(load_file(BASE_FILE), tmp_path / "model.safetensors")
+        for num_classes in (None, 4):
+            with pytest.raises(RuntimeError, match="does not hold the denoiser"):
+                timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=num_classes)
+
+    @pytest.mark.parametrize("name", [*FAMILIES])
+    @pytest.mark.parametrize("extra", [{}, {"stride": 4}, {"in_chans": 4, "global_pool": "avg", "num_classes": 6}])
+    def test_save_model(self, name: str, extra: dict, tmp_path: Path) -> None:
+        model = create(name, denoiser=random_head(), **extra)
+        dvt_timm.save_model(model, tmp_path)
+        args = json.loads((tmp_path / "config.json").read_text())["model_args"]
+        assert args["denoiser"] == {"grid_size": [5, 4], "num_blocks": 1}
+        assert "num_classes" not in args
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        x = images(*size_of(name), channels=extra.get("in_chans", 3))
+        with torch.no_grad():
+            assert torch.equal(loaded.forward_features(x), model.forward_features(x))
+            assert torch.equal(loaded(x), model(x))
+        if "in_chans" not in extra:
+            size = timm.data.resolve_model_data_config(model)["input_size"]
+            assert timm.data.resolve_model_data_config(loaded)["input_size"] == size
+
+    def test_saved_in_another_shape(self, tmp_path: Path) -> None:
+        model = create(VIT, denoiser=random_head())
+        model.set_input_size(img_size=(70, 56))
+        dvt_timm.save_model(model, tmp_path)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert loaded.patch_embed.grid_size == (5, 4)
+        assert torch.equal(features(loaded), features(model))
+        features_only = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(-1,))
+        with torch.no_grad():
+            last = features_only.eval()(images())[0].flatten(2).transpose(1, 2)
+        assert torch.equal(last, features(model)[:, 1:])
+
+    def test_features_only_models_are_not_saved(self, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="without features_only"):
+            dvt_timm.save_model(create(VIT, features_only=True), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_model_args_of_create_model_name_the_shape_not_the_source(self, tmp_path: Path) -> None:
+        head = random_head()
+        dvt_timm.save_head(head, tmp_path, base=FAMILIES[VIT])
+        for source in (head, tmp_path):
+            assert create(VIT, denoiser=source)._model_args["denoiser"] == head.config

@@ -5,6 +5,7 @@ Prefix tokens pass untouched, so the logits of a token-pooled classifier do not 
 """
 
 import warnings
+from inspect import signature
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,12 @@ class _Denoised(_TimmViT):
 
     @torch.jit.unused
     def _masked_forward_features(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-        return self._plain_forward_features(x, **_given(attn_mask, is_causal))
+        return self._plain_forward_features(x, **self._masks(attn_mask, is_causal))
+
+    def _masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+        """The mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
+        given = {"attn_mask": attn_mask, "is_causal": is_causal}
+        return {key: value for key, value in given.items() if key in self._timm_masks or not (value is None or value is False)}
 
     def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
         """timm's `forward_intermediates`, then the last block's map and the final features replaced."""
@@ -152,6 +158,7 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
     """
 
     _plain_forward_features = _renamed(VisionTransformer.forward_features, "_plain_forward_features")
+    _timm_masks = frozenset(signature(VisionTransformer.forward_features).parameters)
 
     def forward_intermediates(
         self,
@@ -180,7 +187,7 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
             output_fmt=output_fmt,
             intermediates_only=intermediates_only,
             output_dict=output_dict,
-            **_given(attn_mask, is_causal),
+            **self._masks(attn_mask, is_causal),
         )
 
 
@@ -191,6 +198,7 @@ class DenoisedEva(_Denoised, Eva):
     """
 
     _plain_forward_features = _renamed(Eva.forward_features, "_plain_forward_features")
+    _timm_masks = frozenset(signature(Eva.forward_features).parameters)
 
     def forward_intermediates(
         self,
@@ -217,7 +225,7 @@ class DenoisedEva(_Denoised, Eva):
             stop_early=stop_early,
             output_fmt=output_fmt,
             intermediates_only=intermediates_only,
-            **_given(attn_mask, is_causal),
+            **self._masks(attn_mask, is_causal),
         )
 
 
@@ -270,16 +278,6 @@ def rebuild_args(model: Any) -> dict[str, Any]:
     if isinstance(embed, OverlapPatchEmbed):
         args["stride"] = embed.stride[0]
     return args
-
-
-def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-    """The mask arguments that were given: older timm does not know them all."""
-    options: dict[str, Any] = {}
-    if attn_mask is not None:
-        options["attn_mask"] = attn_mask
-    if is_causal:
-        options["is_causal"] = is_causal
-    return options
 
 
 def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:

@@ -1,0 +1,100 @@
+"""The denoised names through the code that people really use; the last map must depend on the head."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import DEMO, EVA, FAMILIES, VIT, images, perturb, random_head, size_of
+from torch import Tensor, nn
+
+import dvt_timm
+
+
+@torch.no_grad()
+def assert_depends_on_head(forward: Any, head: nn.Module, x: Tensor) -> None:
+    before = forward(x).clone()
+    perturb(head)
+    assert (forward(x) - before).abs().max() > 1e-2
+
+
+class TestSegmentationModelsPytorch:
+    """`tu-<timm name>` as the encoder of a DPT."""
+
+    @pytest.mark.parametrize("name", ["vit_base_patch16_224.dvt_dino", EVA])
+    def test_dpt(self, name: str) -> None:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        model = smp.DPT(f"tu-{name}", encoder_weights=None, encoder_depth=4, classes=3).eval()
+        encoder = model.encoder.model
+        assert isinstance(encoder.denoiser, dvt_timm.DenoiserHead)
+        x = images(64, 96)
+        with torch.no_grad():
+            assert model(x).shape == (2, 3, 64, 96)
+        assert_depends_on_head(lambda x: model.encoder(x)[0][-1], encoder.denoiser, x)
+        assert_depends_on_head(model, encoder.denoiser, x)
+
+    def test_dpt_with_the_embedded_weights(self) -> None:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        model = smp.DPT(f"tu-{DEMO}", encoder_weights="imagenet", encoder_depth=4, classes=2).eval()
+        x = images(56, 84)
+        expected = timm.create_model(DEMO, pretrained=True).eval()
+        with torch.no_grad():
+            last = model.encoder(x)[0][-1]
+            assert torch.equal(last.flatten(2).transpose(1, 2), expected.forward_features(x)[:, 1:])
+            model(x)
+
+
+class TestTransformers:
+    @pytest.mark.parametrize("name", [VIT, EVA])
+    def test_timm_backbone_in_upernet(self, name: str) -> None:
+        transformers = pytest.importorskip("transformers")
+        backbone = transformers.TimmBackboneConfig(
+            backbone=name, out_indices=[2, 5, 8, 11], use_pretrained_backbone=False
+        )
+        config = transformers.UperNetConfig(
+            backbone_config=backbone, hidden_size=32, use_auxiliary_head=False, num_labels=3
+        )
+        model = transformers.UperNetForSemanticSegmentation(config).eval()
+        head = model.backbone._backbone.model.denoiser
+        assert isinstance(head, dvt_timm.DenoiserHead)
+        x = images(*size_of(name))
+        assert_depends_on_head(lambda x: model.backbone(x).feature_maps[-1], head, x)
+        assert_depends_on_head(lambda x: model(x).logits, head, x)
+
+    @pytest.mark.parametrize("name", [VIT, EVA, "vit_base_patch16_clip_384.dvt", DEMO])
+    @pytest.mark.parametrize("stride", [None, 7])
+    def test_timm_wrapper_on_a_folder_saved_by_us(self, name: str, stride: int | None, tmp_path: Path) -> None:
+        """TimmWrapperModel passes the bare architecture and model_args only: the head must be in them."""
+        transformers = pytest.importorskip("transformers")
+        small = {} if name == DEMO else {"depth": 2, "denoiser": random_head(384 if "small" in name else 768)}
+        model = timm.create_model(name, pretrained=name == DEMO, stride=stride, **small).eval()
+        dvt_timm.save_model(model, tmp_path)
+        wrapped = transformers.TimmWrapperModel.from_pretrained(tmp_path).eval()
+        x = images(*size_of(name))
+        with torch.no_grad():
+            ours = wrapped(x).last_hidden_state
+            torch.testing.assert_close(ours, model.forward_features(x), atol=1e-6, rtol=0)
+        assert_depends_on_head(lambda x: wrapped(x).last_hidden_state, wrapped.timm_model.denoiser, x)
+
+
+class TestTorchvision:
+    @pytest.mark.parametrize("name", [VIT, EVA])
+    @pytest.mark.parametrize("dynamic_img_size", [True, False])
+    def test_create_feature_extractor(self, name: str, dynamic_img_size: bool) -> None:
+        extraction = pytest.importorskip("torchvision.models.feature_extraction")
+        size = size_of(name)
+        kwargs = {"depth": 2, "dynamic_img_size": dynamic_img_size, "img_size": size}
+        model = timm.create_model(name, **kwargs).eval()
+        plain = timm.create_model(FAMILIES[name], **kwargs).eval()
+        try:
+            extraction.create_feature_extractor(plain, ["norm"])
+        except Exception as error:
+            pytest.skip(f"timm's plain {type(plain).__name__} cannot be traced so either: {error}")
+        extractor = extraction.create_feature_extractor(model, {"denoiser": "map", "norm": "raw"})
+        x = images(*size)
+        with torch.no_grad():
+            output = extractor(x)
+            expected = model.forward_features(x)
+        torch.testing.assert_close(output["map"].flatten(1, 2), expected[:, 1:])
+        assert_depends_on_head(lambda x: extractor(x)["map"], extractor.denoiser, x)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import load_pretrained
+from timm.models import adapt_input_conv, load_pretrained
 from timm.models._features import FeatureGetterNet
 from timm.models.eva import Eva
 from timm.models.eva import checkpoint_filter_fn as eva_filter
@@ -25,6 +25,7 @@ from .stride import set_stride
 
 NOWHERE = {"url": None, "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False}
 _IDENTITY = ("file", "tag", "source")  # PretrainedCfg fields that say which model it is
+STEM = "patch_embed.proj.weight"
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 NOT_RECORDED = ("device", "dtype", "cache_dir", "features_only", "out_indices", "feature_cls", "pretrained_model_args")
 
@@ -88,7 +89,7 @@ def build_model(
         elif head is not None:
             denoise(model, DenoiserHead(model.embed_dim, **head))
         if checkpoint is not None:
-            _load_whole(model, {**cfg.to_dict(), **checkpoint}, kwargs)
+            _load_whole(model, {**cfg.to_dict(), **checkpoint}, kwargs.get("cache_dir"))
         model._model_args = {key: value for key, value in kwargs.items() if key not in NOT_RECORDED}
         return model
 
@@ -173,7 +174,7 @@ def _resolve_head(
     return {"grid_size": variant.grid_size}
 
 
-def _load_whole(model: Any, cfg: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _load_whole(model: Any, cfg: dict[str, Any], cache_dir: str | Path | None) -> None:
     """Load a checkpoint of base and head through timm, every key of the head required."""
     base_filter = eva_filter if isinstance(model, Eva) else vit_filter
     prefix = "denoiser."
@@ -187,13 +188,15 @@ def _load_whole(model: Any, cfg: dict[str, Any], kwargs: dict[str, Any]) -> None
                 f"unexpected {sorted(head.keys() - expected)}"
             )
         rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
+        if rest[STEM].shape[1] == 3:  # timm 1.0.21 would adapt a stem of the right width too
+            rest[STEM] = adapt_input_conv(model.patch_embed.proj.in_channels, rest[STEM])
         return {**base_filter(rest, model), **head}
 
     load_pretrained(
         model,
-        pretrained_cfg=cfg,
+        pretrained_cfg={**cfg, "input_size": (3, *cfg["input_size"][1:])},
         num_classes=model.num_classes,
-        in_chans=kwargs.get("in_chans", 3),
+        in_chans=3,
         filter_fn=split_filter,
-        cache_dir=kwargs.get("cache_dir"),
+        cache_dir=cache_dir,
     )

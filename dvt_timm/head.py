@@ -67,9 +67,6 @@ class DenoiserHead(nn.Module):
         dim: int,
         grid_size: tuple[int, int],
         num_blocks: int = 1,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if dim <= 0 or dim % HEAD_DIM:
@@ -87,7 +84,6 @@ class DenoiserHead(nn.Module):
         blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
         self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
         self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
-        self.to(device=device, dtype=dtype)
 
     @property
     def config(self) -> dict[str, Any]:

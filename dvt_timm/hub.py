@@ -158,7 +158,7 @@ def head_from_state(state: dict[str, Tensor], grid_size: Any, source: str | Path
 
 
 def holds_denoiser(checkpoint: str | Path) -> bool:
-    """Whether a local checkpoint (a file, or a folder as timm saves it) carries `denoiser.*` weights."""
+    """Whether a local checkpoint (a file, or a folder as timm saves it) is a model with its denoiser, not a head."""
     path = Path(checkpoint)
     if path.is_dir():
         candidates = [path / name for name in (WEIGHTS_NAME, "pytorch_model.bin")]
@@ -170,7 +170,7 @@ def holds_denoiser(checkpoint: str | Path) -> bool:
             keys = set(file.keys())
     else:
         keys = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    return any(str(key).startswith("denoiser.") for key in keys)
+    return "denoiser.pos_embed" in keys
 
 
 def _published_file(variant: Variant, cache_dir: str | Path | None) -> Path:
@@ -239,7 +239,10 @@ def replacing(target: Path) -> Iterator[Path]:
     """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
     scratch = target.with_name(f".{os.getpid()}.{target.name}")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
         yield scratch
+        scratch.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)

@@ -79,7 +79,11 @@ class _Denoised(_TimmViT):
     def _masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
         """The mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
         given = {"attn_mask": attn_mask, "is_causal": is_causal}
-        return {key: value for key, value in given.items() if key in self._timm_masks or not (value is None or value is False)}
+        return {
+            key: value
+            for key, value in given.items()
+            if key in self._timm_masks or not (value is None or value is False)
+        }
 
     def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
         """timm's `forward_intermediates`, then the last block's map and the final features replaced."""

@@ -67,6 +67,8 @@ class TestTransformers:
     def test_timm_wrapper_on_a_folder_saved_by_us(self, name: str, stride: int | None, tmp_path: Path) -> None:
         """TimmWrapperModel passes the bare architecture and model_args only: the head must be in them."""
         transformers = pytest.importorskip("transformers")
+        if name == EVA and not hasattr(timm.layers.RotaryEmbeddingCat, "init_non_persistent_buffers"):
+            pytest.skip(f"transformers loses the rotary buffers of timm {timm.__version__}'s Eva, plain ones too")
         small = {} if name == DEMO else {"depth": 2, "denoiser": random_head(384 if "small" in name else 768)}
         model = timm.create_model(name, pretrained=name == DEMO, stride=stride, **small).eval()
         dvt_timm.save_model(model, tmp_path)

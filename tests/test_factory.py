@@ -235,7 +235,7 @@ class TestLostTags:
             assert torch.equal(loaded(x), model(x))
         if "in_chans" not in extra:
             size = timm.data.resolve_model_data_config(model)["input_size"]
-            assert timm.data.resolve_model_data_config(loaded)["input_size"] == size
+            assert tuple(timm.data.resolve_model_data_config(loaded)["input_size"]) == size
 
     def test_saved_in_another_shape(self, tmp_path: Path) -> None:
         model = create(VIT, denoiser=random_head())
@@ -244,7 +244,9 @@ class TestLostTags:
         loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
         assert loaded.patch_embed.grid_size == (5, 4)
         assert torch.equal(features(loaded), features(model))
-        features_only = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(-1,))
+        features_only = timm.create_model(
+            f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(-1,)
+        )
         with torch.no_grad():
             last = features_only.eval()(images())[0].flatten(2).transpose(1, 2)
         assert torch.equal(last, features(model)[:, 1:])

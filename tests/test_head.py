@@ -34,7 +34,7 @@ def readable_head(state: dict[str, Tensor], x: Tensor, grid: tuple[int, int], nu
     """The head written out: position embedding, then pre-norm attention and MLP, no module of timm's."""
     B, H, W, C = x.shape
     positions = state["pos_embed"].reshape(1, *grid, C).permute(0, 3, 1, 2)
-    if (H, W) != grid:
+    if grid != (H, W):
         positions = F.interpolate(positions, (H, W), mode="bicubic", antialias=True)
     x = (x + positions.permute(0, 2, 3, 1)).reshape(B, H * W, C)
     for i in range(num_blocks):
@@ -67,7 +67,11 @@ def test_equals_the_readable_twin(dim: int, grid: tuple[int, int], num_blocks: i
 
 
 def test_state_dict_has_the_authors_keys() -> None:
-    block = [f"{m}.{p}" for m in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for p in ("weight", "bias")]
+    block = [
+        f"{m}.{p}"
+        for m in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for p in ("weight", "bias")
+    ]
     assert set(DenoiserHead(64, (2, 2)).state_dict()) == {"pos_embed", *(f"denoiser.{key}" for key in block)}
     several = {"pos_embed", *(f"denoiser.{i}.{key}" for i in range(3) for key in block)}
     assert set(DenoiserHead(64, (2, 2), 3).state_dict()) == several

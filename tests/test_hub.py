@@ -29,8 +29,12 @@ def test_round_trip(tmp_path: Path, grid_size: tuple[int, int], num_blocks: int)
         loaded = dvt_timm.load_head(source)
         assert loaded.config == head.config
         assert not loaded.training
-        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), head.state_dict().values(), strict=True))
-    assert sorted(p.name for p in (tmp_path / "a/head").iterdir()) == ["config.json", "model.safetensors"]
+        assert all(
+            torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), head.state_dict().values(), strict=True)
+        )
+    files = sorted((tmp_path / "a/head").iterdir())
+    assert [file.name for file in files] == ["config.json", "model.safetensors"]
+    assert len({file.stat().st_mode for file in files}) == 1
 
 
 def test_half_precision_files_become_float32(tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def test_incomplete_folders_and_other_files(tmp_path: Path) -> None:
     dvt_timm.save_head(random_head(), tmp_path, base=BASE)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "schema": 99}))
-    with pytest.raises(ValueError, match="schema 99.*update dvt-timm"):
+    with pytest.raises(ValueError, match=r"schema 99.*update dvt-timm"):
         dvt_timm.load_head(tmp_path)
 
 

@@ -198,7 +198,9 @@ def test_pruning_keeps_the_final_norm(name: str) -> None:
 
 
 class TestDenoise:
-    @pytest.mark.parametrize(("base", "kind"), [(FAMILIES[VIT], DenoisedVisionTransformer), (FAMILIES[EVA], DenoisedEva)])
+    @pytest.mark.parametrize(
+        ("base", "kind"), [(FAMILIES[VIT], DenoisedVisionTransformer), (FAMILIES[EVA], DenoisedEva)]
+    )
     @pytest.mark.parametrize("dynamic", [True, False])
     @torch.no_grad()
     def test_in_place_on_an_instance(self, base: str, kind: type, dynamic: bool) -> None:
@@ -265,7 +267,10 @@ def test_classes_are_timms() -> None:
 def test_the_last_map_depends_on_the_head(name: str) -> None:
     model, features = create(name), create(name, features_only=True, out_indices=(-1,))
     x = images(*size_of(name))
-    for forward, head in ((model.forward_features, model.denoiser), (lambda x: features(x)[-1], features.model.denoiser)):
+    for forward, head in (
+        (model.forward_features, model.denoiser),
+        (lambda x: features(x)[-1], features.model.denoiser),
+    ):
         before = forward(x)
         perturb(head)
         assert not torch.allclose(forward(x), before, atol=1e-2)

@@ -72,7 +72,7 @@ def snapshot(ours=()):
     state["exports"] = {m: sys.modules[f"timm.models.{m}"].__all__[:] for m in list_modules()}
     state["pretrained"] = [n for n in list_models(pretrained=True) if n not in ours]
     state["tagged"] = [n for n in list_models(include_tags=True) if n not in ours]
-    state["deprecated"] = sorted(timm.models.get_deprecated_models() if hasattr(timm.models, "get_deprecated_models") else registry._deprecated_models)
+    state["deprecated"] = sorted(registry._deprecated_models)
     return state
 """
 

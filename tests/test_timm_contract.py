@@ -228,7 +228,10 @@ class TestArguments:
     def test_gradients_reach_every_parameter(self, name: str) -> None:
         model = create(name, num_classes=5, global_pool="avg").train()
         model(images(*size_of(name))).square().sum().backward()
-        assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] in ([], ["cls_token"])
+        assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] in (
+            [],
+            ["cls_token"],
+        )
 
     @both
     def test_weight_decay_and_layer_groups(self, name: str) -> None:

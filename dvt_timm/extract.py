@@ -1,0 +1,267 @@
+"""Image files -> raw and denoised feature maps on disk, with a panel to look at; what `dvt-timm features` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from . import hub, viz
+from ._version import __version__
+from .registry import VIT_MODULES
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
+
+
+class CommandError(Exception):
+    """Nothing can be done; the text says why in one line."""
+
+
+class ImageError(Exception):
+    """This image cannot be processed, others may; the text says why in one line."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to the model's input."""
+
+    size: int  # pixels of the shorter side, before rounding to whole patches
+    patch_size: tuple[int, int]  # (height, width) in pixels
+    mean: tuple[float, ...]  # of R, G, B in 0..1
+    std: tuple[float, ...]
+    interpolation: str  # timm's name, lower case
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image with its shorter side at `size`, both sides a multiple of the patch, at least one patch."""
+        scale = self.size / min(image.size)
+        height, width = (
+            max(patch, round(side * scale / patch) * patch)
+            for side, patch in zip((image.height, image.width), self.patch_size, strict=True)
+        )
+        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+
+    def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
+        """The normalised pixels."""
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255  # [H, W, 3]
+        normalised = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
+        return normalised.permute(2, 0, 1)[None].contiguous()
+
+
+def find_images(paths: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
+    """The images at files and in folders, each with the path of its results.
+
+    Folders are searched recursively, in sorted order, for JPEG, PNG and WebP files, `out` itself left aside. A result
+    keeps the image's place within its folder; where two would get the same name, or an image would be overwritten,
+    the later one gets a number.
+
+    Args:
+        paths: existing files and folders.
+        out: folder of the results.
+
+    Returns:
+        (image, path of its results without a suffix), each image once.
+
+    Raises:
+        CommandError: if `out` is one of the folders: its panels would be taken for images.
+    """
+    found: dict[Path, Path] = {}  # resolved image -> name relative to out
+    shown: dict[Path, Path] = {}  # resolved image -> path as given
+    for path in paths:
+        if path.is_dir() and path.resolve() == out.resolve():
+            raise CommandError(f"{out} is a folder of images and the folder of the results; choose another --out")
+        for image in _images_in(path, out) if path.is_dir() else [path]:
+            relative = image.relative_to(path) if path.is_dir() else Path(image.name)
+            found.setdefault(image.resolve(), relative.parent / relative.stem)
+            shown.setdefault(image.resolve(), image)
+    stems = _distinct(found, out)
+    return [(shown[image], out / stems[image]) for image in found]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a JPEG, PNG or WebP as RGB, upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: if it is none of these, or damaged.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+            return upright.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
+    except UNREADABLE as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
+    """Build a timm model with its weights, for images of any size.
+
+    Args:
+        name: of `timm.create_model`.
+        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`) or a whole saved model; None for the
+            published weights.
+        device: of PyTorch; None for the GPU if there is one.
+
+    Raises:
+        CommandError: if the name, the weights or the device are not to be had.
+    """
+    arch = name.partition(".")[0]
+    if timm.is_model(arch) and timm.model_entrypoint(arch).__module__ not in VIT_MODULES:
+        raise CommandError(f"{name} is no timm VisionTransformer or Eva: it has no patch tokens")
+    options: dict[str, Any] = {}
+    try:
+        if checkpoint is not None and hub.holds_denoiser(checkpoint):
+            folder = Path(checkpoint)
+            file = folder / hub.WEIGHTS_NAME if folder.is_dir() else folder
+            options["pretrained_cfg_overlay"] = {"file": str(file)}
+        elif checkpoint is not None:
+            options["denoiser"] = checkpoint
+        model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
+    except UNBUILDABLE as error:
+        raise CommandError(f"cannot build {name}: {error}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"cannot use device {device!r}: {error}") from error
+
+
+def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
+    """What timm says of a model's input; `size` in pixels, None for the model's own."""
+    config = resolve_model_data_config(model)
+    size = size or min(config["input_size"][1:])
+    return Preprocessing(size, model.patch_embed.patch_size, config["mean"], config["std"], config["interpolation"])
+
+
+@torch.inference_mode()
+def feature_maps(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """The last map of an image after the final norm, from one forward pass.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva`, denoised or not.
+        pixels: [1, 3, H, W].
+
+    Returns:
+        `raw` and `denoised` of a denoised model, `features` of any other; [h, w, C] float32 on the CPU.
+    """
+    maps: dict[str, Tensor] = {}
+    pixels = pixels.to(model.patch_embed.proj.weight.device)
+    if hasattr(model, "denoiser"):
+        hook = model.denoiser.register_forward_hook(
+            lambda _, inputs, output: maps.update(raw=inputs[0], denoised=output)
+        )
+        try:
+            model.forward_features(pixels)
+        finally:
+            hook.remove()
+    else:
+        tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
+        grid = model.patch_embed.dynamic_feat_size(tuple(pixels.shape[2:]))
+        maps["features"] = tokens.reshape(1, *grid, -1)
+    return {name: features[0].float().cpu().contiguous() for name, features in maps.items()}
+
+
+def extract(model: Any, preprocessing: Preprocessing, path: Path, target: Path, metadata: dict[str, str]) -> Path:
+    """Write the maps of an image to `<target>.safetensors` and their panel to `<target>.png`.
+
+    Each file appears whole or not at all, and replaces an older one.
+
+    Args:
+        model: from `load_model`.
+        preprocessing: from `preprocessing_of`.
+        path: the image.
+        target: path of the results without a suffix.
+        metadata: of the model; that of the image is added.
+
+    Returns:
+        The panel's path.
+
+    Raises:
+        ImageError: if the image cannot be read or does not fit in memory, or its features are not finite.
+        CommandError: if the results cannot be written.
+    """
+    original = read_image(path)
+    image = preprocessing.resize(original)
+    try:
+        maps = feature_maps(model, preprocessing.to_tensor(image))
+    except torch.OutOfMemoryError as error:
+        size = f"{image.height} x {image.width}"
+        raise ImageError(f"{path}: does not fit in memory at {size} pixels; pass a smaller --size") from error
+    if not all(torch.isfinite(features).all() for features in maps.values()):
+        raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
+    panel = viz.feature_panel(np.asarray(image), maps)
+    described = {**metadata, **_image_metadata(path, original, image, maps)}
+    try:
+        return _write(target, maps, described, panel)
+    except (OSError, SafetensorError) as error:
+        raise CommandError(f"cannot write {target}: {error}") from error
+
+
+def model_metadata(name: str, checkpoint: str | None, model: Any, preprocessing: Preprocessing) -> dict[str, str]:
+    """What a result says of its model; everything but names and the version is JSON."""
+    metadata = {
+        "version": __version__,
+        "model": name,
+        "patch_size": json.dumps(preprocessing.patch_size),
+        "stride": json.dumps(model.patch_embed.proj.stride),
+        "mean": json.dumps(preprocessing.mean),
+        "std": json.dumps(preprocessing.std),
+        "interpolation": preprocessing.interpolation,
+    }
+    return metadata if checkpoint is None else {**metadata, "checkpoint": checkpoint}
+
+
+def _image_metadata(path: Path, original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
+    """What a result says of its image; sizes are JSON [height, width], upright."""
+    return {
+        "image": path.name,
+        "original_size": json.dumps([original.height, original.width]),
+        "image_size": json.dumps([image.height, image.width]),
+        "grid_size": json.dumps(next(iter(maps.values())).shape[:2]),
+    }
+
+
+def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: viz.Pixels) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with hub.replacing(target.with_name(f"{target.name}.safetensors")) as path:
+        save_file(maps, path, metadata)
+    result = target.with_name(f"{target.name}.png")
+    with hub.replacing(result) as path:
+        Image.fromarray(panel).save(path)
+    return result
+
+
+def _images_in(folder: Path, out: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    inner = folder.resolve() in out.resolve().parents
+    return [path for path in files if not (inner and out.resolve() in path.resolve().parents)]
+
+
+def _distinct(stems: dict[Path, Path], out: Path) -> dict[Path, Path]:
+    """The same images, each with a name of its own whose panel is none of them; letter case does not count."""
+    taken = {str(image).casefold() for image in stems}
+    distinct = {}
+    for image, stem in stems.items():
+        candidate, number = stem, 1
+        while (panel := str(out.resolve() / f"{candidate}.png").casefold()) in taken:
+            number += 1
+            candidate = stem.with_name(f"{stem.name}-{number}")
+        taken.add(panel)
+        distinct[image] = candidate
+    return distinct

@@ -35,7 +35,7 @@ def positions(size: int) -> Tensor:  # [size * size, 4]: x, y, |x - 1/2|, |y - 1
 
 
 def position_leakage(maps: Tensor) -> list[float]:
-    """R2 with which a ridge probe, fitted on the first photo and its mirror image, reads x, y, |x|, |y| off the second."""
+    """R2 with which a ridge probe, fitted on the first photo and its mirror image, reads positions off the second."""
     size = maps.shape[2]
     fit, test = maps.flatten(1, 3).double()
     target = positions(size).double().repeat(2, 1)

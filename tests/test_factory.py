@@ -160,7 +160,7 @@ class TestLostTags:
         file = str(tmp_path / "whole.safetensors")
         save_file(demo.state_dict(), file)
         for num_classes in (0, 5):
-            with pytest.raises(RuntimeError, match="holds a denoiser.*denoiser="):
+            with pytest.raises(RuntimeError, match=r"holds a denoiser.*denoiser="):
                 timm.create_model(DEMO, pretrained=True, pretrained_cfg={"file": file}, num_classes=num_classes)
         cfg = {"file": file, "num_classes": 0, "input_size": (3, 518, 518)}
         model = timm.create_model(DEMO, pretrained=True, pretrained_cfg=cfg, denoiser=demo.denoiser.config)

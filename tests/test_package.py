@@ -1,0 +1,98 @@
+"""The package as a whole: what it imports, and what wheel and sdist contain and do in another environment."""
+
+import ast
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers import DEMO, ROOT
+
+PACKAGE = ROOT / "dvt_timm"
+ORDER = [  # a module imports from those further right only
+    "cli",
+    "extract",
+    "registry",
+    "factory",
+    "hub",
+    "models",
+    "stride",
+    "convert",
+    "head",
+    "manifest",
+    "viz",
+    "panel",
+    "_version",
+]
+DATA = {"manifest.json", "demo/backbone.safetensors", "demo/head.safetensors", "demo/README.md"}
+
+
+def imports(module: str) -> set[str]:
+    """The modules of this package that one imports, anywhere in its code."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_point_down() -> None:
+    assert set(ORDER) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    for i, module in enumerate(ORDER):
+        assert imports(module) <= set(ORDER[i + 1 :]), module
+
+
+def test_only_one_module_touches_the_registry_and_one_opens_pickles() -> None:
+    for module in ORDER:
+        text = (PACKAGE / f"{module}.py").read_text()
+        assert ("register_model" in text) == (module == "registry")
+        assert ("safe_globals" in text) == (module == "convert")
+        assert "weights_only=False" not in text
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """sdist, and the wheel built from it."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "-q", "--outdir", out, ROOT], check=True, timeout=600)
+    return {"sdist": next(out.glob("*.tar.gz")), "wheel": next(out.glob("*.whl"))}
+
+
+@pytest.mark.slow
+def test_contents(built: dict[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {f"weights/{file}" for file in DATA} | {"LICENSE", "NOTICE", "README.md", "setup.cfg"} <= names
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        names = set(wheel.namelist())
+    assert {f"dvt_timm/weights/{file}" for file in DATA} | {"dvt_timm/py.typed"} <= names
+    assert not [name for name in names if name.startswith(("tests", "examples", "weights"))]
+    assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE", "METADATA"}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_alone(built: dict[str, Path], tmp_path: Path) -> None:
+    """In another environment, which sees this one's dependencies but not this checkout."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True, "timeout": 300}
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", built["wheel"]]
+    subprocess.run(pip, **run)
+    where = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **run)
+    path_file = Path(where.stdout.strip(), "dependencies.pth")
+    path_file.write_text(f"{sysconfig.get_path('purelib')}\n")  # paths only: editable installs are not followed
+    code = (
+        "import dvt_timm, timm; assert 'venv' in dvt_timm.__file__, dvt_timm.__file__;"
+        f"model = timm.create_model('{DEMO}', pretrained=True); assert model.denoiser.pos_embed.std() > 0;"
+        "from dvt_timm.manifest import weights_path; print(weights_path('manifest.json'))"
+    )
+    done = subprocess.run([python, "-c", code], **run)
+    assert str(tmp_path) in done.stdout
+    command = [tmp_path / "venv/bin/dvt-timm", "features", ROOT / "examples/data/cat.jpg", "--size", "112"]
+    done = subprocess.run(command, **run)
+    assert (tmp_path / done.stdout.strip()).is_file()

@@ -1,0 +1,58 @@
+"""The README is true: its code runs, its table is the manifest's, its files exist."""
+
+import re
+import warnings
+
+import pytest
+import timm
+from helpers import ROOT
+from timm.models import get_pretrained_cfg
+
+from dvt_timm.manifest import published_variants, read_manifest
+
+README = (ROOT / "README.md").read_text()
+FORMATS = {"voc_miou": ".2f", "ade20k_miou": ".2f", "nyu_rmse": ".4f"}
+
+
+def test_code_blocks_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    scope: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in blocks:
+            exec(block, scope)
+    assert scope["tokens"].shape == (1, 1 + 37 * 37, 384)
+    assert scope["fmap"].shape == (1, 384, 37, 37)
+    assert scope["dense"].patch_embed.grid_size == (73, 73)
+    assert scope["other"].denoiser is scope["plain"].denoiser is scope["model"].denoiser
+
+
+@pytest.mark.parametrize("variant", published_variants(), ids=lambda variant: variant.name)
+def test_table_of_names(variant) -> None:
+    rows = [row for row in README.splitlines() if row.startswith(f"| `{variant.arch}.") and f".{variant.tag}`" in row]
+    (row,) = [row for row in rows if "embedded" in row or variant.base.partition(".")[2] in row]
+    assert get_pretrained_cfg(variant.base).license in row
+    if variant.figures is None:
+        assert "->" not in row
+        return
+    raw = read_manifest()["bases"][variant.base]["figures"]
+    for key, spec in FORMATS.items():
+        before, after = ("-" if value is None else format(value, spec) for value in (raw[key], variant.figures[key]))
+        assert f"| {before} -> {after} |" in row
+
+
+def test_every_name_of_the_readme_exists() -> None:
+    for name in re.findall(r"`(vit_\w+\.\w+)`|\"(vit_\w+\.\w+)\"", README):
+        name = name[0] or name[1]
+        if not name.endswith("_mine"):
+            assert name in timm.list_models(include_tags=True), name
+
+
+def test_links_and_make_targets_exist() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README):
+        if target not in ("do", "of"):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -25,6 +25,34 @@ else:
     _TimmViT = object
 
 
+@torch.fx.wrap
+def check_image_size(
+    x: Tensor,  # [B, 3, height, width]
+    patch_size: tuple[int, int],
+    img_size: tuple[int, int],
+    fixed: bool,
+    padded: bool,
+) -> None:
+    """Raise ValueError unless the images have the fixed size, or are whole patches (or padded to them)."""
+    if x.ndim != 4:
+        raise ValueError(f"images must be [B, channels, height, width], got {list(x.shape)}")
+    for name, side, patch, expected in (
+        ("height", x.shape[2], patch_size[0], img_size[0]),
+        ("width", x.shape[3], patch_size[1], img_size[1]),
+    ):
+        if fixed and side != expected:
+            raise ValueError(
+                f"{name} {side} is not the fixed {expected} of this model; resize to it, or build with "
+                f"dynamic_img_size=True (the default) or img_size of your images"
+            )
+        if not fixed and not padded and side % patch != 0:
+            fitting = max(side // patch, 1) * patch
+            raise ValueError(
+                f"{name} {side} is not a multiple of patch size {patch}; resize to {fitting} or pass "
+                f"dynamic_img_pad=True"
+            )
+
+
 def _renamed(method: FunctionType, name: str) -> FunctionType:
     """A copy of a method under another name: TorchScript knows no super() and compiles by the function's name."""
     copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
@@ -38,10 +66,12 @@ class _Denoised(_TimmViT):
     __jit_unused_properties__ = ("_model_args",)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        """(H, W) in patches of images x [B, 3, height, width]."""
+        """(H, W) in patches of images x [B, 3, height, width]; ValueError if they do not fit the model."""
+        embed = self.patch_embed
+        check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
         if self.dynamic_img_size:
-            return self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
-        return self.patch_embed.grid_size
+            return embed.dynamic_feat_size((x.shape[2], x.shape[3]))
+        return embed.grid_size
 
     def _denoise(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, H, W, C]
         B, N, C = patches.shape
@@ -66,11 +96,12 @@ class _Denoised(_TimmViT):
         is_causal: bool = False,
     ) -> Tensor:  # [B, prefix + H * W, C]
         """timm's `forward_features` with the patch tokens replaced by the head's."""
+        grid = self._grid(x)
         if attn_mask is None and not is_causal:
             tokens = self._plain_forward_features(x)
         else:
             tokens = self._masked_forward_features(x, attn_mask, is_causal)
-        return self._denoise_tokens(tokens, self._grid(x))
+        return self._denoise_tokens(tokens, grid)
 
     @torch.jit.unused
     def _masked_forward_features(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -90,9 +121,9 @@ class _Denoised(_TimmViT):
         depth = len(self.blocks)
         take_indices, max_index = feature_take_indices(depth, indices)
         has_last = depth - 1 in take_indices
+        grid = self._grid(x)
         output = super().forward_intermediates(x, indices, **options)
         final, maps = _unpack(output)
-        grid = self._grid(x)
 
         if final is not None and options["stop_early"] and max_index < depth - 1:
             warnings.warn(

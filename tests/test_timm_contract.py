@@ -48,7 +48,7 @@ class TestImageSizes:
         assert model.patch_embed.grid_size == (3, 5)
         ours, theirs = model.forward_features(images(*size)), plain.forward_features(images(*size))
         torch.testing.assert_close(ours[:, 1:], head_of(model, theirs, (3, 5)))
-        with pytest.raises(AssertionError, match="doesn't match model"):
+        with pytest.raises(ValueError, match=f"width {size[0]} is not the fixed {size[1]}.*dynamic_img_size=True"):
             model(images(size[0], size[0]))
 
     @both
@@ -69,10 +69,25 @@ class TestImageSizes:
         ours, theirs = model.forward_features(images(*size)), plain.forward_features(images(*size))
         torch.testing.assert_close(ours[:, 1:], head_of(model, theirs, (4, 6)))
 
-    @pytest.mark.parametrize(("name", "height"), [(VIT, 500), (EVA, 100), (VIT, 7)])
-    def test_a_size_that_does_not_fit_is_refused(self, name: str, height: int) -> None:
-        with pytest.raises((AssertionError, RuntimeError, ValueError), match=str(height)):
-            create(name)(images(height, height))
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            (
+                VIT,
+                (500, 518),
+                "height 500 is not a multiple of patch size 14; resize to 490 or pass dynamic_img_pad=True",
+            ),
+            (EVA, (512, 100), "width 100 is not a multiple of patch size 16; resize to 96"),
+            (VIT, (7, 28), "height 7 is not a multiple of patch size 14; resize to 14"),
+        ],
+    )
+    def test_a_size_that_does_not_fit_is_refused(self, name: str, size: tuple[int, int], message: str) -> None:
+        model = create(name)
+        for forward in (model, model.forward_features, model.forward_intermediates):
+            with pytest.raises(ValueError, match=message):
+                forward(images(*size))
+        with pytest.raises(ValueError, match=r"\[B, channels, height, width\]"):
+            model(images(*size)[0])
 
     def test_the_position_embedding_stays_the_bases_own(self) -> None:
         """So that a denoised model equals its base at every image size, with one resampling."""

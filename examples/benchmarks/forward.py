@@ -1,0 +1,149 @@
+"""What denoising costs: a plain timm model against ours, against the least one could write by hand.
+
+    python examples/benchmarks/forward.py              every case on the CPU (about half an hour on two cores)
+    python examples/benchmarks/forward.py --quick      one small case
+    python examples/benchmarks/forward.py --device cuda --dtype bfloat16
+
+One process; in every round each contender runs once, in rotating order, and ratios are taken within the round, so that
+a busy machine disturbs them least. Medians over the rounds.
+
+plain      timm's model, `forward_features`
+denoised   `timm.create_model("<arch>.dvt...")`
+minimal    the plain model, then position embedding and timm's Block on its patch tokens, by hand
+distilled  the distilled name: a plain class
+
+To expect: denoised/minimal <= 1.01, denoised/plain <= (1 + 1/depth) * 1.03, distilled/plain = 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+import dvt_timm
+
+CASES = {  # image size -> (base, denoised name, distilled name)
+    ("vit_small_patch14_dinov2", 518): ("lvd142m", "dvt_voc", None),
+    ("vit_base_patch14_dinov2", 518): ("lvd142m", "dvt_voc", "dvt_voc_distilled"),
+    ("vit_base_patch16_224", 512): ("dino", "dvt_dino_voc", "dvt_dino_voc_distilled"),
+    ("vit_base_patch16_224", 224): ("dino", "dvt_dino_voc", "dvt_dino_voc_distilled"),
+}
+CONTENDERS = ("plain", "denoised", "minimal", "distilled")
+
+
+class Minimal(nn.Module):
+    """A timm model and a head's parts, put together by hand; the position embedding is resampled beforehand."""
+
+    def __init__(self, model: nn.Module, head: dvt_timm.DenoiserHead, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.block = model, head.denoiser
+        positions = resample_abs_pos_embed(head.pos_embed, grid, head.grid_size, num_prefix_tokens=0)
+        self.positions = nn.Parameter(positions.detach())
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, 3, height, width] -> [B, prefix + H * W, C]
+        tokens = self.model.forward_features(x)
+        prefix, patches = tokens[:, : self.model.num_prefix_tokens], tokens[:, self.model.num_prefix_tokens :]
+        return torch.cat([prefix, self.block(patches + self.positions)], dim=1)
+
+
+def build(arch: str, size: int, device: str, dtype: torch.dtype) -> dict[str, tuple[nn.Module, Callable]]:
+    """The contenders' modules and what is timed of them."""
+    base, denoised_tag, distilled_tag = CASES[arch, size]
+    native = timm.models.get_pretrained_cfg(f"{arch}.{base}").input_size[-2:]
+    options = {"num_classes": 0, "dynamic_img_size": True, "img_size": native}
+    plain = timm.create_model(f"{arch}.{base}", **options)
+    denoised = timm.create_model(f"{arch}.{denoised_tag}", num_classes=0)
+    denoised.load_state_dict(plain.state_dict(), strict=False)
+    grid = plain.patch_embed.dynamic_feat_size((size, size))
+    models = {"plain": plain, "denoised": denoised, "minimal": Minimal(plain, denoised.denoiser, grid)}
+    if distilled_tag:
+        models["distilled"] = timm.create_model(f"{arch}.{distilled_tag}", num_classes=0)
+    for model in models.values():
+        model.eval().to(device, dtype)
+    return {k: (m, m if k == "minimal" else m.forward_features) for k, m in models.items()}
+
+
+def seconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def measure(functions: dict[str, Callable], x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round, after two rounds of warm-up; the order rotates."""
+    names = list(functions)
+    outputs = {name: functions[name](x) for name in names}
+    torch.testing.assert_close(outputs["denoised"], outputs["minimal"], atol=0.05, rtol=0.05)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds + 1):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            elapsed = seconds(functions[name], x)
+            if i > 0:
+                times[name].append(elapsed)
+    return times
+
+
+def ratio(times: dict[str, list[float]], a: str, b: str) -> str:
+    """Median over the rounds of a's time over b's."""
+    if a not in times:
+        return "-"
+    return f"{statistics.median(x / y for x, y in zip(times[a], times[b], strict=True)):.3f}"
+
+
+def row(arch: str, size: int, batch: int, compiled: bool, args: argparse.Namespace) -> list[str]:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    contenders = build(arch, size, args.device, args.dtype)
+    depth = len(contenders["plain"][0].blocks)
+    functions = {k: torch.compile(f) if compiled else f for k, (_, f) in contenders.items()}
+    times = measure(functions, torch.randn(batch, 3, size, size, device=args.device, dtype=args.dtype), args.rounds)
+    medians = [f"{1000 * statistics.median(times[name]):.1f}" if name in times else "-" for name in CONTENDERS]
+    ratios = [ratio(times, "denoised", "minimal"), ratio(times, "denoised", "plain"), f"{(1 + 1 / depth) * 1.03:.3f}"]
+    mode = "compiled" if compiled else "eager"
+    return [arch, str(size), str(batch), mode, *medians, *ratios, ratio(times, "distilled", "plain")]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--mode", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--arch", nargs="+", default=sorted({arch for arch, _ in CASES}))
+    parser.add_argument("--quick", action="store_true", help="ViT-S at batch 1, eager, two rounds")
+    args = parser.parse_args()
+    if args.quick:
+        args.arch, args.batch, args.mode, args.rounds = ["vit_small_patch14_dinov2"], [1], ["eager"], 2
+    args.dtype = getattr(torch, args.dtype)
+    return args
+
+
+def main() -> None:
+    args = parse()
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "cpu"
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
+    print(f"{args.dtype}, {args.rounds} rounds, milliseconds (medians)")
+    header = ["architecture", "size", "batch", "mode", *CONTENDERS, "denoised/minimal", "denoised/plain", "bound"]
+    print(*header, "distilled/plain", sep=" | ")
+    cases = [case for case in CASES if case[0] in args.arch]
+    for (arch, size), batch, mode in itertools.product(cases, args.batch, args.mode):
+        print(*row(arch, size, batch, mode == "compiled", args), sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -127,12 +127,13 @@ class DenoiserHead(nn.Module):
         if torch.is_grad_enabled() and source.requires_grad:
             return resample_positions(source, self.grid_size, height, width)
         key = (height, width, source.data_ptr(), source._version, source.dtype, source.device)
-        if self._resampled is None or self._resampled[0] != key:
+        cached = self._resampled  # read once: another thread may replace it
+        if cached is None or cached[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 result = resample_positions(source, self.grid_size, height, width)
             # The alias keeps the storage alive, so that no other tensor can come by the same address.
-            self._resampled = (key, source.detach(), result)
-        return self._resampled[2]
+            cached = self._resampled = (key, source.detach(), result)
+        return cached[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resampled": None}  # copies and pickles start with an empty cache

@@ -1,11 +1,11 @@
 """What denoising costs: a plain timm model against ours, against the least one could write by hand.
 
-    python examples/benchmarks/forward.py              every case on the CPU (about half an hour on two cores)
+    python examples/benchmarks/forward.py              every case (about 50 minutes on two CPU cores)
     python examples/benchmarks/forward.py --quick      one small case
     python examples/benchmarks/forward.py --device cuda --dtype bfloat16
 
 One process; in every round each contender runs once, in rotating order, and ratios are taken within the round, so that
-a busy machine disturbs them least. Medians over the rounds.
+a busy machine disturbs them least. Medians over the rounds; after a ratio its standard error (from the quartiles).
 
 plain      timm's model, `forward_features`
 denoised   `timm.create_model("<arch>.dvt...")`
@@ -83,25 +83,28 @@ def seconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(functions: dict[str, Callable], x: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, after two rounds of warm-up; the order rotates."""
+def measure(functions: dict[str, Callable], x: Tensor, rounds: int, budget: float) -> dict[str, list[float]]:
+    """Seconds of every contender in every round, at least `rounds` rounds and `budget` seconds, after a warm-up."""
     names = list(functions)
     outputs = {name: functions[name](x) for name in names}
     torch.testing.assert_close(outputs["denoised"], outputs["minimal"], atol=0.05, rtol=0.05)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds + 1):
+    spent = 0.0
+    for i in itertools.count():
+        if i >= rounds and spent >= budget:
+            return times
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            elapsed = seconds(functions[name], x)
-            if i > 0:
-                times[name].append(elapsed)
-    return times
+            times[name].append(seconds(functions[name], x))
+            spent += times[name][-1]
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> str:
-    """Median over the rounds of a's time over b's."""
+    """Median over the rounds of a's time over b's, and its standard error."""
     if a not in times:
         return "-"
-    return f"{statistics.median(x / y for x, y in zip(times[a], times[b], strict=True)):.3f}"
+    ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
+    lower, median, upper = statistics.quantiles(ratios, n=4)
+    return f"{median:.3f} ±{0.93 * (upper - lower) / len(ratios) ** 0.5:.3f}"
 
 
 def row(arch: str, size: int, batch: int, compiled: bool, args: argparse.Namespace) -> list[str]:
@@ -110,25 +113,29 @@ def row(arch: str, size: int, batch: int, compiled: bool, args: argparse.Namespa
     contenders = build(arch, size, args.device, args.dtype)
     depth = len(contenders["plain"][0].blocks)
     functions = {k: torch.compile(f) if compiled else f for k, (_, f) in contenders.items()}
-    times = measure(functions, torch.randn(batch, 3, size, size, device=args.device, dtype=args.dtype), args.rounds)
+    x = torch.randn(batch, 3, size, size, device=args.device, dtype=args.dtype)
+    times = measure(functions, x, args.rounds, args.seconds)
     medians = [f"{1000 * statistics.median(times[name]):.1f}" if name in times else "-" for name in CONTENDERS]
     ratios = [ratio(times, "denoised", "minimal"), ratio(times, "denoised", "plain"), f"{(1 + 1 / depth) * 1.03:.3f}"]
     mode = "compiled" if compiled else "eager"
-    return [arch, str(size), str(batch), mode, *medians, *ratios, ratio(times, "distilled", "plain")]
+    rounds = str(len(times["plain"]))
+    return [arch, str(size), str(batch), mode, rounds, *medians, *ratios, ratio(times, "distilled", "plain")]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many, two or more (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="measure a case at least so long (default: 60)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--mode", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     parser.add_argument("--arch", nargs="+", default=sorted({arch for arch, _ in CASES}))
     parser.add_argument("--quick", action="store_true", help="ViT-S at batch 1, eager, two rounds")
     args = parser.parse_args()
     if args.quick:
-        args.arch, args.batch, args.mode, args.rounds = ["vit_small_patch14_dinov2"], [1], ["eager"], 2
+        args.arch, args.batch, args.mode = ["vit_small_patch14_dinov2"], [1], ["eager"]
+        args.rounds, args.seconds = 2, 0
     args.dtype = getattr(torch, args.dtype)
     return args
 
@@ -137,8 +144,8 @@ def main() -> None:
     args = parse()
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "cpu"
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
-    print(f"{args.dtype}, {args.rounds} rounds, milliseconds (medians)")
-    header = ["architecture", "size", "batch", "mode", *CONTENDERS, "denoised/minimal", "denoised/plain", "bound"]
+    print(f"{args.dtype}, milliseconds (medians)")
+    header = ["architecture", "size", "batch", "mode", "rounds", *CONTENDERS, "denoised/minimal", "denoised/plain", "bound"]
     print(*header, "distilled/plain", sep=" | ")
     cases = [case for case in CASES if case[0] in args.arch]
     for (arch, size), batch, mode in itertools.product(cases, args.batch, args.mode):

@@ -4,7 +4,7 @@
     python examples/benchmarks/forward.py --quick      one small case
     python examples/benchmarks/forward.py --device cuda --dtype bfloat16
 
-One process; in every round each contender runs once, in rotating order, and ratios are taken within the round, so that
+One process; in every round each contender runs once, in random order, and ratios are taken within the round, so that
 a busy machine disturbs them least. Medians over the rounds; after a ratio its standard error (from the quartiles).
 
 plain      timm's model, `forward_features`
@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -56,20 +58,23 @@ class Minimal(nn.Module):
 
 
 def build(arch: str, size: int, device: str, dtype: torch.dtype) -> dict[str, tuple[nn.Module, Callable]]:
-    """The contenders' modules and what is timed of them."""
+    """The contenders' modules and what is timed of them. All share one set of weights, so that none lies better."""
     base, denoised_tag, distilled_tag = CASES[arch, size]
     native = timm.models.get_pretrained_cfg(f"{arch}.{base}").input_size[-2:]
-    options = {"num_classes": 0, "dynamic_img_size": True, "img_size": native}
-    plain = timm.create_model(f"{arch}.{base}", **options)
-    denoised = timm.create_model(f"{arch}.{denoised_tag}", num_classes=0)
-    denoised.load_state_dict(plain.state_dict(), strict=False)
-    grid = plain.patch_embed.dynamic_feat_size((size, size))
-    models = {"plain": plain, "denoised": denoised, "minimal": Minimal(plain, denoised.denoiser, grid)}
+
+    def create(tag: str, **options: Any) -> nn.Module:
+        return timm.create_model(f"{arch}.{tag}", num_classes=0, **options).eval().to(device, dtype)
+
+    plain = create(base, dynamic_img_size=True, img_size=native)
+    models = {"plain": plain, "denoised": create(denoised_tag)}
     if distilled_tag:
-        models["distilled"] = timm.create_model(f"{arch}.{distilled_tag}", num_classes=0)
+        models["distilled"] = create(distilled_tag)
     for model in models.values():
-        model.eval().to(device, dtype)
-    return {k: (m, m if k == "minimal" else m.forward_features) for k, m in models.items()}
+        model.load_state_dict(plain.state_dict(), strict=False, assign=True)
+    functions = {name: (model, model.forward_features) for name, model in models.items()}
+    grid = plain.patch_embed.dynamic_feat_size((size, size))
+    minimal = Minimal(plain, models["denoised"].denoiser, grid)
+    return {**functions, "minimal": (minimal, minimal)}
 
 
 def seconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
@@ -89,13 +94,12 @@ def measure(functions: dict[str, Callable], x: Tensor, rounds: int, budget: floa
     outputs = {name: functions[name](x) for name in names}
     torch.testing.assert_close(outputs["denoised"], outputs["minimal"], atol=0.05, rtol=0.05)
     times: dict[str, list[float]] = {name: [] for name in names}
-    spent = 0.0
-    for i in itertools.count():
-        if i >= rounds and spent >= budget:
-            return times
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    order, spent = random.Random(0), 0.0
+    while len(times["plain"]) < rounds or spent < budget:
+        for name in order.sample(names, len(names)):
             times[name].append(seconds(functions[name], x))
             spent += times[name][-1]
+    return times
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> str:
@@ -122,6 +126,10 @@ def row(arch: str, size: int, batch: int, compiled: bool, args: argparse.Namespa
     return [arch, str(size), str(batch), mode, rounds, *medians, *ratios, ratio(times, "distilled", "plain")]
 
 
+def print_row(cells: list[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -145,11 +153,13 @@ def main() -> None:
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "cpu"
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
     print(f"{args.dtype}, milliseconds (medians)")
-    header = ["architecture", "size", "batch", "mode", "rounds", *CONTENDERS, "denoised/minimal", "denoised/plain", "bound"]
-    print(*header, "distilled/plain", sep=" | ")
+    header = ["architecture", "size", "batch", "mode", "rounds", *CONTENDERS]
+    header += ["denoised/minimal", "denoised/plain", "bound", "distilled/plain"]
+    print_row(header)
+    print_row(["---"] * len(header))
     cases = [case for case in CASES if case[0] in args.arch]
     for (arch, size), batch, mode in itertools.product(cases, args.batch, args.mode):
-        print(*row(arch, size, batch, mode == "compiled", args), sep=" | ", flush=True)
+        print_row(row(arch, size, batch, mode == "compiled", args))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,12 @@ def _add_features(commands: Any) -> None:
         help="folder to write to (default: %(default)s)",
     )
     parser.add_argument("--size", type=_size, metavar="N", help="pixels of the shorter side (default: the model's)")
+    parser.add_argument(
+        "--patch",
+        type=_patch,
+        metavar="ROW,COLUMN",
+        help="what the similarity map compares with, counted from 0,0 at the top left (default: the centre)",
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
     parser.set_defaults(run=_features)
 
@@ -76,6 +82,13 @@ def _size(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive number of pixels, got {text!r}")
     return int(text)
+
+
+def _patch(text: str) -> tuple[int, int]:
+    row, _, column = text.partition(",")
+    if not (row.isdecimal() and column.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be ROW,COLUMN, two whole numbers, got {text!r}")
+    return int(row), int(column)
 
 
 def _features(arguments: argparse.Namespace) -> int:
@@ -112,7 +125,8 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     skipped = len(missing)
     for path, target in tqdm(images, unit="image", disable=len(images) == 1):
         try:
-            tqdm.write(str(extract.extract(model, preprocessing, path, target, metadata)))
+            panel = extract.extract(model, preprocessing, path, target, metadata, arguments.patch)
+            tqdm.write(str(panel))
         except extract.ImageError as error:
             skipped += 1
             _report_skipped(error)

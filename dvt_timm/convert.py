@@ -8,6 +8,7 @@ is all that is admitted besides tensors and plain Python values.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ try:
 except ImportError:  # numpy 1
     from numpy.core.multiarray import scalar  # type: ignore[no-redef]
 
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError)  # what torch.load raises
 _FLOAT64_SCALAR: list[Any] = [
     (scalar, "numpy._core.multiarray.scalar"),
     (scalar, "numpy.core.multiarray.scalar"),
     np.dtype,
     type(np.dtype(np.float64)),
 ]
+
+
+def checkpoint_keys(path: Path | str) -> set[str]:
+    """The names in a PyTorch checkpoint, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UNREADABLE:
+        return set()
+    states = [checkpoint, *checkpoint.values()] if isinstance(checkpoint, dict) else []
+    return {str(key) for state in states if isinstance(state, dict) for key in state}
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
@@ -40,7 +52,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_FLOAT64_SCALAR):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")

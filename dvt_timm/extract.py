@@ -177,7 +177,14 @@ def feature_maps(model: Any, pixels: Tensor) -> dict[str, Tensor]:
     return {name: features[0].float().cpu().contiguous() for name, features in maps.items()}
 
 
-def extract(model: Any, preprocessing: Preprocessing, path: Path, target: Path, metadata: dict[str, str]) -> Path:
+def extract(
+    model: Any,
+    preprocessing: Preprocessing,
+    path: Path,
+    target: Path,
+    metadata: dict[str, str],
+    patch: tuple[int, int] | None = None,
+) -> Path:
     """Write the maps of an image to `<target>.safetensors` and their panel to `<target>.png`.
 
     Each file appears whole or not at all, and replaces an older one.
@@ -188,12 +195,14 @@ def extract(model: Any, preprocessing: Preprocessing, path: Path, target: Path, 
         path: the image.
         target: path of the results without a suffix.
         metadata: of the model; that of the image is added.
+        patch: (row, column) that the panel's similarity refers to, the centre by default.
 
     Returns:
         The panel's path.
 
     Raises:
-        ImageError: if the image cannot be read or does not fit in memory, or its features are not finite.
+        ImageError: if the image cannot be read, does not fit in memory or has no such patch, or its features are not
+            finite.
         CommandError: if the results cannot be written.
     """
     original = read_image(path)
@@ -205,7 +214,10 @@ def extract(model: Any, preprocessing: Preprocessing, path: Path, target: Path, 
         raise ImageError(f"{path}: does not fit in memory at {size} pixels; pass a smaller --size") from error
     if not all(torch.isfinite(features).all() for features in maps.values()):
         raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
-    panel = viz.feature_panel(np.asarray(image), maps)
+    try:
+        panel = viz.feature_panel(np.asarray(image), maps, patch=patch)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
     described = {**metadata, **_image_metadata(path, original, image, maps)}
     try:
         return _write(target, maps, described, panel)

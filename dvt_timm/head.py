@@ -6,6 +6,8 @@ patch tokens after the final norm, the tokens without their position artifacts.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +42,17 @@ def check_map(x: Tensor, dim: int) -> None:
         )
 
 
+def as_grid(grid_size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of two whole numbers, both at least 1; ValueError for anything else."""
+    try:
+        height, width = (operator.index(side) for side in grid_size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ValueError(f"grid_size must be (height, width) in patches, two integers of at least 1, got {grid_size!r}")
+    return height, width
+
+
 class DenoiserHead(nn.Module):
     """Position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
 
@@ -65,18 +78,16 @@ class DenoiserHead(nn.Module):
     def __init__(
         self,
         dim: int,
-        grid_size: tuple[int, int],
+        grid_size: Sequence[int],
         num_blocks: int = 1,
     ) -> None:
         super().__init__()
         if dim <= 0 or dim % HEAD_DIM:
             raise ValueError(f"dim must be a positive multiple of {HEAD_DIM} (one attention head), got {dim}")
-        if len(grid_size) != 2 or min(grid_size) < 1:
-            raise ValueError(f"grid_size must be (height, width) in patches, both at least 1, got {grid_size}")
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
         self.dim = dim
-        self.grid_size = (int(grid_size[0]), int(grid_size[1]))
+        self.grid_size = as_grid(grid_size)
         self.num_blocks = num_blocks
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], dim))
         nn.init.normal_(self.pos_embed, std=0.02)

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ._version import __version__
-from .convert import read_checkpoint
+from .convert import checkpoint_keys, read_checkpoint
 from .head import DenoiserHead
 from .manifest import Variant, weights_path
-from .models import rebuild_args
+from .stride import OverlapPatchEmbed
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -94,7 +94,7 @@ def save_model(model: Any, folder: str | Path) -> Path:
     folder = Path(folder)
     if not hasattr(model, "num_classes"):
         raise TypeError(f"cannot save a {type(model).__name__}; save the model built without features_only=True")
-    args = rebuild_args(model)
+    args = _rebuild_args(model)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, CONFIG_NAME)
         save_config_for_hf(model, path, model_args=args)
@@ -102,6 +102,17 @@ def save_model(model: Any, folder: str | Path) -> Path:
     config["model_args"] = args
     _write_folder(folder, model, config, {"format": "pt"})
     return folder
+
+
+def _rebuild_args(model: Any) -> dict[str, Any]:
+    """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
+    embed = model.patch_embed
+    passed = getattr(model, "_model_args", {})
+    args = {key: value for key, value in passed.items() if key != "num_classes" and not key.endswith("_rate")}
+    args.update(in_chans=embed.proj.in_channels, global_pool=model.global_pool, img_size=list(embed.img_size))
+    if isinstance(embed, OverlapPatchEmbed):
+        args["stride"] = embed.stride[0]
+    return args
 
 
 def published_head(variant: Variant, cache_dir: str | Path | None = None) -> DenoiserHead:
@@ -158,19 +169,22 @@ def head_from_state(state: dict[str, Tensor], grid_size: Any, source: str | Path
 
 
 def holds_denoiser(checkpoint: str | Path) -> bool:
-    """Whether a local checkpoint (a file, or a folder as timm saves it) is a model with its denoiser, not a head."""
+    """Whether a local checkpoint (a file, or a folder as timm saves it) is a model with its denoiser, not a head.
+
+    False too for what is no file, or cannot be read here: timm knows more formats, and says what is wrong.
+    """
     path = Path(checkpoint)
     if path.is_dir():
         candidates = [path / name for name in (WEIGHTS_NAME, "pytorch_model.bin")]
         path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
     if not path.is_file():
-        return False  # timm reports what is missing
+        return False
     if path.suffix == ".safetensors":
         with _opened(path) as file:
             keys = set(file.keys())
     else:
-        keys = set(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    return "denoiser.pos_embed" in keys
+        keys = checkpoint_keys(path)
+    return any(key.endswith("denoiser.pos_embed") for key in keys)
 
 
 def _published_file(variant: Variant, cache_dir: str | Path | None) -> Path:

@@ -41,10 +41,10 @@ class Variant:
     @property
     def patch_size(self) -> int:
         """Pixels, from the architecture's name."""
-        match = re.search(r"_patch(\d+)", self.arch)
-        if match is None:
+        size = named_patch_size(self.arch)
+        if size is None:
             raise ValueError(f"{self.arch} does not name its patch size (..._patch16_...); it has no patch tokens")
-        return int(match[1])
+        return size
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -61,6 +61,12 @@ class Variant:
     @property
     def has_weights(self) -> bool:
         return self.file is not None or self.head is not None
+
+
+def named_patch_size(arch: str) -> int | None:
+    """Pixels of a patch, as in "vit_small_patch14_dinov2"; None if the name does not say."""
+    match = re.search(r"_patch(\d+)", arch)
+    return int(match[1]) if match else None
 
 
 @cache

@@ -14,10 +14,9 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .head import DenoiserHead
-from .stride import OverlapPatchEmbed
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer as _TimmViT
@@ -33,7 +32,7 @@ def check_image_size(
     fixed: bool,
     padded: bool,
 ) -> None:
-    """Raise ValueError unless the images have the fixed size, or are whole patches (or padded to them)."""
+    """Raise ValueError unless the images are whole patches (or padded to them), and of the fixed size if any."""
     if x.ndim != 4:
         raise ValueError(f"images must be [B, channels, height, width], got {list(x.shape)}")
     for name, side, patch, expected in (
@@ -45,12 +44,18 @@ def check_image_size(
                 f"{name} {side} is not the fixed {expected} of this model; resize to it, or build with "
                 f"dynamic_img_size=True (the default) or img_size of your images"
             )
-        if not fixed and not padded and side % patch != 0:
+        if not padded and (side < patch or side % patch != 0):
             fitting = max(side // patch, 1) * patch
-            raise ValueError(
-                f"{name} {side} is not a multiple of patch size {patch}; resize to {fitting} or pass "
-                f"dynamic_img_pad=True"
-            )
+            advice = "build with that img_size" if fixed else "pass dynamic_img_pad=True"
+            raise ValueError(f"{name} {side} is not a multiple of patch size {patch}; resize to {fitting} or {advice}")
+
+
+def _check_traceable(x: Tensor | torch.fx.Proxy, dynamic: bool) -> None:
+    if dynamic and isinstance(x, torch.fx.Proxy):
+        raise ValueError(
+            "torch.fx cannot trace timm's models for images of any size; build the model with dynamic_img_size=False "
+            "and img_size=... of your images"
+        )
 
 
 def _renamed(method: FunctionType, name: str) -> FunctionType:
@@ -67,6 +72,8 @@ class _Denoised(_TimmViT):
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """(H, W) in patches of images x [B, 3, height, width]; ValueError if they do not fit the model."""
+        if not torch.jit.is_scripting():
+            _check_traceable(x, self.dynamic_img_size)
         embed = self.patch_embed
         check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
         if self.dynamic_img_size:
@@ -280,6 +287,9 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
     Raises:
         TypeError: if the model is neither, or is a subclass with methods of its own, or head is no `DenoiserHead`.
         ValueError: if the head's width is not the model's, or if the model drops patches.
+
+    Warns:
+        UserWarning: if the model has no final norm before its pooling.
     """
     denoised = {
         VisionTransformer: DenoisedVisionTransformer,
@@ -298,21 +308,18 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
         raise ValueError(
             f"the head is {head.dim} channels wide, the model {model.embed_dim}; use a head made for this model"
         )
-    weight = model.patch_embed.proj.weight
+    if not isinstance(model.patch_drop, nn.Identity | None):
+        raise ValueError("the model drops patches that the denoiser needs; build it with patch_drop_rate=0")
+    if isinstance(model.norm, nn.Identity):
+        warnings.warn(
+            "this model has no final norm (pooling averages, then norms), and heads are trained on tokens after it; "
+            "unless yours is not, build the model with fc_norm=False (Eva: use_fc_norm=False)",
+            stacklevel=2,
+        )
+    weight = next(model.blocks.parameters())
     model.__class__ = denoised
     model.denoiser = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
     return model
-
-
-def rebuild_args(model: Any) -> dict[str, Any]:
-    """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
-    embed = model.patch_embed
-    passed = getattr(model, "_model_args", {})
-    args = {key: value for key, value in passed.items() if key != "num_classes" and not key.endswith("_rate")}
-    args.update(in_chans=embed.proj.in_channels, global_pool=model.global_pool, img_size=list(embed.img_size))
-    if isinstance(embed, OverlapPatchEmbed):
-        args["stride"] = embed.stride[0]
-    return args
 
 
 def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:

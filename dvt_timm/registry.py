@@ -13,7 +13,7 @@ import timm.models
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .factory import NOWHERE, build_model, refuse_silent_plain
+from .factory import NOWHERE, build_model, refuse_lost_head, warn_of_lost_tag
 from .manifest import Variant, published_variants, weights_path
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
@@ -59,23 +59,26 @@ def register_variant(name: str, *, base: str, head: str | None = None) -> None:
         raise ValueError(f"{arch} is no timm VisionTransformer or Eva: it has no patch tokens to denoise")
     if name not in _variants and tag in _default_cfg(arch).cfgs:
         raise ValueError(f"timm has a tag {tag!r} of {arch} already; choose another")
-    _register([Variant(name, base, head=head)])
+    _add(Variant(name, base, head=head))
+    _install(arch)
 
 
 def register_published() -> None:
-    """Register every row of the manifest; again and again if need be."""
-    _register(published_variants())
+    """Register every row of the manifest, and `denoiser=` and `stride=` on every ViT; again and again if need be."""
+    for variant in published_variants():
+        _add(variant)
+    for module in VIT_MODULES:
+        for arch in timm.list_models(module=module.rpartition(".")[2]):
+            _install(arch)
 
 
-def _register(variants: list[Variant]) -> None:
-    for variant in variants:
-        default_cfg, cfg = _default_cfg(variant.arch), _listed_cfg(variant)
-        if variant.tag not in default_cfg.cfgs:
-            default_cfg.tags.append(variant.tag)  # behind timm's own: the default stays
-        default_cfg.cfgs[variant.tag] = cfg
-        _variants[variant.name] = variant
-    for arch in dict.fromkeys(variant.arch for variant in variants):
-        _install(arch)
+def _add(variant: Variant) -> None:
+    """Put a name among the tags of its architecture, behind timm's own: the default stays."""
+    default_cfg, cfg = _default_cfg(variant.arch), _listed_cfg(variant)
+    if variant.tag not in default_cfg.cfgs:
+        default_cfg.tags.append(variant.tag)
+    default_cfg.cfgs[variant.tag] = cfg
+    _variants[variant.name] = variant
 
 
 def _install(arch: str) -> None:
@@ -100,12 +103,18 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def entrypoint(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         tag = _tag(pretrained_cfg)
         variant = _variants.get(f"{arch}.{tag}")
+        known = [name for name in list_variants() if name.startswith(f"{arch}.")]
         if variant is None and tag is not None and tag.startswith("dvt"):
-            known = [name for name in list_variants() if name.startswith(f"{arch}.")]
-            raise RuntimeError(f"no variant {arch}.{tag}; the denoised ones of {arch} are {', '.join(known)}")
+            raise RuntimeError(
+                f"no variant {arch}.{tag}; the denoised ones of {arch} are: {', '.join(known) or 'none'}. Make one "
+                "with dvt_timm.register_variant, or pass a head of your own as denoiser=..."
+            )
         if variant is None and kwargs.get("denoiser") is None and kwargs.get("stride") is None:
             kwargs = {key: value for key, value in kwargs.items() if key not in ("denoiser", "stride")}
-            refuse_silent_plain(arch, pretrained, pretrained_cfg)
+            if pretrained:
+                refuse_lost_head(arch, pretrained_cfg, kwargs.get("pretrained_cfg_overlay"))
+            if known:
+                warn_of_lost_tag(arch, pretrained_cfg)
             return plain(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
         cfg = _as_cfg(arch, pretrained_cfg)
         base_cfg = cfg if variant is None else _base_cfg(variant)

@@ -294,6 +294,25 @@ def test_bad_size(size: str, capsys: Any) -> None:
     assert "positive number of pixels" in capsys.readouterr().err
 
 
+def test_similarity_to_a_chosen_patch(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    saved(tmp_path / "a.png")
+    panels = []
+    for options in ([], ["--patch", "2,3"], ["--patch", "0,5"]):  # the grid is 4 x 6, its centre 2, 3
+        assert run("a.png", *options) == 0
+        panels.append((tmp_path / "out/a.png").read_bytes())
+    assert panels[0] == panels[1] != panels[2]
+    assert run("a.png", "--patch", "4,0") == 1
+    assert "skipped a.png: patch (4, 0) is outside the 4 x 6 grid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("patch", ["3", "3,", "-1,2", "a,b", "1,2,3"])
+def test_bad_patch(patch: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["features", "a.png", f"--patch={patch}"])
+    assert exit.value.code == 2
+    assert "ROW,COLUMN" in capsys.readouterr().err
+
+
 def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
     hub.save_head(random_head(384, (5, 4)), tmp_path / "head", base="vit_small_patch14_dinov2.lvd142m")

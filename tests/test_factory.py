@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import dvt_timm
+from dvt_timm import hub
 from dvt_timm.manifest import weights_path
 
 BASE_FILE = weights_path("demo/backbone.safetensors")
@@ -86,7 +88,22 @@ class TestDenoiserArgument:
         with pytest.raises(error, match=message):
             create(VIT, denoiser=denoiser)
 
-    def test_architectures_that_are_not_ours_do_not_know_it(self) -> None:
+    def test_on_architectures_without_a_name_of_ours(self, tmp_path: Path) -> None:
+        name, head = "vit_tiny_patch16_224.augreg_in21k", random_head(192)
+        model = timm.create_model(name, depth=2, denoiser=head).eval()
+        assert model.denoiser is head
+        assert timm.create_model(name, depth=2, stride=8).patch_embed.grid_size == (27, 27)
+        dvt_timm.save_model(model, tmp_path)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert torch.equal(features(loaded, (64, 80)), features(model, (64, 80)))
+
+    def test_not_on_a_distilled_name_with_its_weights(self) -> None:
+        name = "vit_base_patch14_dinov2.dvt_voc_distilled"
+        message = r"distilled weights.*denoiser=\.\.\. to vit_base_patch14_dinov2\.lvd142m"
+        with pytest.raises(ValueError, match=message):
+            timm.create_model(name, pretrained=True, denoiser=random_head(768))
+
+    def test_architectures_that_are_no_vits_do_not_know_it(self) -> None:
         with pytest.raises(TypeError, match="denoiser"):
             timm.create_model("resnet18", denoiser=SHAPE)
 
@@ -94,7 +111,7 @@ class TestDenoiserArgument:
         ("arguments", "message"),
         [
             ({"use_naflex": True}, "use_naflex"),
-            ({"patch_drop_rate": 0.5}, "patch_drop_rate"),
+            ({"patch_drop_rate": 0.5}, "patch_drop_rate=0"),
             ({"features_only": True, "feature_cls": "hook"}, "feature_cls"),
             ({"features_only": True, "feature_cls": "fx"}, "feature_cls"),
         ],
@@ -171,12 +188,45 @@ class TestLostTags:
             model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, pretrained_cfg=cfg)
             assert torch.equal(features(model), features(demo))
 
+    @pytest.mark.parametrize("form", ["model.safetensors", "model.pth", "state_dict", "wrapped"])
+    def test_a_plain_name_over_a_file_with_a_denoiser(self, demo: Any, tmp_path: Path, form: str) -> None:
+        """timm drops what does not fit as soon as num_classes differs from the cfg's."""
+        state, file = demo.state_dict(), tmp_path / "model.pth"
+        if form == "model.safetensors":
+            file = tmp_path / form
+            save_file(state, file)
+        elif form == "wrapped":
+            torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, file)
+        else:
+            torch.save({"state_dict": state} if form == "state_dict" else state, file)
+        overlay = {"file": str(file)}
+        with pytest.raises(RuntimeError, match=r"holds a denoiser.*denoiser="):
+            timm.create_model(FAMILIES[VIT], pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
+        model = timm.create_model(DEMO, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert torch.equal(features(model), features(demo))
+
+    @pytest.mark.parametrize("form", ["zip", "legacy"])
+    def test_plain_users_load_every_format_that_timm_reads(self, tmp_path: Path, form: str) -> None:
+        state, file = create(FAMILIES[VIT]).state_dict(), tmp_path / "model.pth"
+        torch.save(state, file, _use_new_zipfile_serialization=form == "zip")
+        model = create(FAMILIES[VIT], pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+        assert torch.equal(model.norm.weight, state["norm.weight"])
+
+    def test_files_that_only_timm_can_read_are_left_to_it(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "jax.npz", kernel=np.zeros(3))
+        (tmp_path / "text.pth").write_text("no checkpoint")
+        for name in ("jax.npz", "text.pth", "missing.pth"):
+            assert not hub.holds_denoiser(tmp_path / name)
+
     def test_plain_users_see_nothing(self) -> None:
         overlay = {"file": str(BASE_FILE)}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model = timm.create_model(FAMILIES[VIT], pretrained=True, pretrained_cfg_overlay=overlay)
             again = timm.create_model("vit_small_patch14_dinov2", pretrained_cfg=model.pretrained_cfg)
+            timm.create_model(
+                "vit_tiny_patch16_224", pretrained_cfg={"num_classes": 3}
+            )  # no name of ours, no tag to lose
         assert type(model).__module__ == type(again).__module__ == "timm.models.vision_transformer"
 
     def test_naflex(self, monkeypatch: pytest.MonkeyPatch) -> None:

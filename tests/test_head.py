@@ -91,6 +91,9 @@ def test_own_grid_need_not_be_square() -> None:
         ((0, (4, 4)), "multiple of 64.*0"),
         ((64, (0, 4)), "grid_size"),
         ((64, (4, 4, 4)), "grid_size"),
+        ((64, 4), "grid_size.*got 4"),
+        ((64, (4.5, 4)), "grid_size.*4.5"),
+        ((64, "44"), "grid_size"),
         ((64, (4, 4), 0), "num_blocks"),
     ],
 )

@@ -240,6 +240,44 @@ class TestDenoise:
         with pytest.raises(TypeError, match="VisionTransformerDistilled"):
             denoise(distilled_token, random_head())
 
+    @pytest.mark.parametrize("name", ["vit_small_patch16_224", "eva02_tiny_patch14_224"])
+    def test_models_that_drop_patches(self, name: str) -> None:
+        with pytest.raises(ValueError, match="patch_drop_rate=0"):
+            denoise(create(name, patch_drop_rate=0.5), random_head())
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [("vit_small_patch16_224", {"global_pool": "avg"}), ("eva02_tiny_patch14_224", {})],
+    )
+    @torch.no_grad()
+    def test_without_a_final_norm_it_warns(self, name: str, options: dict) -> None:
+        plain = create(name, **options)
+        assert isinstance(plain.norm, torch.nn.Identity)
+        x = images(plain.patch_embed.img_size[0], plain.patch_embed.img_size[1])
+        theirs = plain.forward_features(x)
+        with pytest.warns(UserWarning, match="fc_norm=False"):
+            model = denoise(plain, random_head())
+        expected = head_of(model, theirs, model.patch_embed.grid_size)
+        torch.testing.assert_close(model.forward_features(x)[:, 1:], expected)
+
+    @pytest.mark.parametrize(
+        "name", ["vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224", "vit_small_patch16_dinov3"]
+    )
+    @torch.no_grad()
+    def test_other_kinds_of_backbones(self, name: str) -> None:
+        """No prefix token and attention pooling; a convolutional stem; registers and rotary positions alone."""
+        if not timm.is_model(name):
+            pytest.skip(f"timm {timm.__version__} has no {name}")
+        plain = create(name)
+        x = images(*plain.pretrained_cfg["input_size"][1:], batch=1)
+        theirs, prefix = plain.forward_features(x), plain.num_prefix_tokens
+        model = denoise(plain, random_head())
+        ours, grid = model.forward_features(x), model.patch_embed.grid_size
+        assert torch.equal(ours[:, :prefix], theirs[:, :prefix])
+        torch.testing.assert_close(ours[:, prefix:], head_of(model, theirs, grid))
+        (last,) = model.forward_intermediates(x, 1, intermediates_only=True)
+        torch.testing.assert_close(last.flatten(2).transpose(1, 2), ours[:, prefix:])
+
     def test_no_head(self) -> None:
         with pytest.raises(TypeError, match="load_head"):
             denoise(create(FAMILIES[VIT]), torch.nn.Identity())

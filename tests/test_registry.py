@@ -197,6 +197,9 @@ def test_unknown_tag() -> None:
     message = error_of("vit_base_patch14_dinov2.dvt_foo")
     assert "dvt_foo" in message
     assert "vit_base_patch14_dinov2.dvt_in1k" in message
+    message = error_of("vit_tiny_patch16_224.dvt", pretrained=True)
+    assert "none" in message
+    assert "register_variant" in message
 
 
 @pytest.mark.parametrize("name", [name for name, (_, published) in NAMES.items() if not published])

@@ -9,9 +9,11 @@ import timm
 import timm.data
 import timm.optim
 import torch
-from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, size_of
+from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, random_head, size_of
 from timm.layers import resample_abs_pos_embed
 from torch import nn
+
+from dvt_timm import denoise
 
 both = pytest.mark.parametrize("name", [VIT, EVA])
 
@@ -79,6 +81,7 @@ class TestImageSizes:
             ),
             (EVA, (512, 100), "width 100 is not a multiple of patch size 16; resize to 96"),
             (VIT, (7, 28), "height 7 is not a multiple of patch size 14; resize to 14"),
+            (VIT, (28, 0), "width 0 is not a multiple of patch size 14; resize to 14"),
         ],
     )
     def test_a_size_that_does_not_fit_is_refused(self, name: str, size: tuple[int, int], message: str) -> None:
@@ -88,6 +91,26 @@ class TestImageSizes:
                 forward(images(*size))
         with pytest.raises(ValueError, match=r"\[B, channels, height, width\]"):
             model(images(*size)[0])
+
+    @pytest.mark.parametrize("pretrained", [False, True])
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"img_size": 7}, "whole patches of 14 pixels; use 14 in place of 7"),
+            ({"img_size": (518, 13), "stride": 7}, "use 14 in place of 13"),
+            ({"img_size": 500, "dynamic_img_size": False}, "use 490 in place of 500"),
+            ({"patch_size": 16, "dynamic_img_size": False}, "whole patches of 16 pixels; use 512 in place of 518"),
+        ],
+    )
+    def test_a_nominal_size_that_does_not_fit_is_refused(self, options: dict, message: str, pretrained: bool) -> None:
+        with pytest.raises(ValueError, match=message):
+            timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=pretrained, **options)
+
+    def test_fixed_models_that_denoise_made_say_how_to_build_them(self) -> None:
+        plain = create(FAMILIES[VIT], img_size=(28, 50), dynamic_img_size=False)
+        model = denoise(plain, random_head())
+        with pytest.raises(ValueError, match=r"width 50 is not a multiple.*42 or build with that img_size"):
+            model(images(28, 50))
 
     def test_the_position_embedding_stays_the_bases_own(self) -> None:
         """So that a denoised model equals its base at every image size, with one resampling."""

@@ -28,7 +28,7 @@ class Variant:
     base_file: str | None = None  # embedded base weights, in weights/
     base_size: int | None = None
     base_sha256: str | None = None
-    head: str | None = None  # a user's own head: folder, file or "hf-hub:user/repo"
+    head: str | Path | None = None  # a user's own head: folder, file or "hf-hub:user/repo"
 
     @property
     def arch(self) -> str:

@@ -7,6 +7,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import timm.models
@@ -39,16 +40,18 @@ def get_variant(name: str) -> Variant:
     return _variants[name]
 
 
-def register_variant(name: str, *, base: str, head: str | None = None) -> None:
+def register_variant(name: str, *, base: str, head: str | Path | None = None) -> None:
     """Make `timm.create_model(name)` build `base` with a head of one's own.
 
     Args:
-        name: "arch.tag" with the architecture of `base` and a tag that timm does not use.
-        base: timm name of the backbone, "arch.tag".
-        head: folder, `.safetensors` file or `hf-hub:user/repo[@revision]`; read when a model is built.
+        name: "arch.tag" with the architecture of `base` and a tag that is not taken; one's own is replaced.
+        base: timm name of the backbone, "arch.tag", or a denoised name, for its backbone.
+        head: folder, `.safetensors` file or `hf-hub:user/repo[@revision]`, read when a model is built; None for a
+            head whose weights the caller loads.
 
     Raises:
-        ValueError: if the names do not fit together, or `base` has no patch tokens to denoise.
+        ValueError: if the names do not fit together, or `base` has no patch tokens to denoise, or is distilled.
+        RuntimeError: if timm knows no such tag of `base`.
     """
     arch, _, tag = name.partition(".")
     if not tag or base.partition(".")[0] != arch:
@@ -57,8 +60,11 @@ def register_variant(name: str, *, base: str, head: str | None = None) -> None:
         raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
     if model_entrypoint(arch).__module__ not in VIT_MODULES:
         raise ValueError(f"{arch} is no timm VisionTransformer or Eva: it has no patch tokens to denoise")
-    if name not in _variants and tag in _default_cfg(arch).cfgs:
-        raise ValueError(f"timm has a tag {tag!r} of {arch} already; choose another")
+    if base in _variants and _variants[base].distilled:
+        raise ValueError(f"{base} has distilled weights, which no head goes with; use {_variants[base].base}")
+    published = {variant.name for variant in published_variants()}
+    if name in published or (name not in _variants and tag in _default_cfg(arch).cfgs):
+        raise ValueError(f"the tag {tag!r} of {arch} is taken; choose another")
     _add(Variant(name, base, head=head))
     _install(arch)
 

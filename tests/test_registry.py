@@ -231,6 +231,15 @@ class TestRegisterVariant:
         assert model.pretrained_cfg["hf_hub_id"] == "timm/vit_tiny_patch16_224.augreg_in21k"
         assert not hasattr(timm.create_model("vit_tiny_patch16_224", depth=1), "denoiser")
 
+    def test_on_the_backbone_of_a_denoised_name(self, tmp_path) -> None:
+        name, demo = "vit_small_patch14_dinov2.dvt_mine", "vit_small_patch14_dinov2.dvt_demo"
+        dvt_timm.save_head(random_head(384), tmp_path, base=demo)
+        dvt_timm.register_variant(name, base=demo, head=tmp_path)
+        ours, theirs = timm.create_model(name, pretrained=True), timm.create_model(demo, pretrained=True)
+        registry._variants.pop(name)
+        assert torch.equal(ours.blocks[3].attn.qkv.weight, theirs.blocks[3].attn.qkv.weight)
+        assert ours.denoiser.grid_size == (5, 4)
+
     @pytest.mark.parametrize(
         ("name", "base", "message"),
         [
@@ -238,7 +247,9 @@ class TestRegisterVariant:
             ("vit_tiny_patch16_224", "vit_tiny_patch16_224", "<arch>.<tag>"),
             ("vit_nano.dvt", "vit_nano.base", "timm knows no architecture"),
             ("resnet50.dvt_mine", "resnet50.a1_in1k", "no patch tokens"),
-            ("vit_base_patch16_224.dino", "vit_base_patch16_224.mae", "has a tag 'dino'"),
+            ("vit_base_patch16_224.dino", "vit_base_patch16_224.mae", "'dino' of vit_base_patch16_224 is taken"),
+            ("vit_base_patch16_224.dvt_dino", "vit_base_patch16_224.dino", "'dvt_dino' of .* is taken"),
+            ("vit_base_patch16_224.dvt_mine", "vit_base_patch16_224.dvt_dino_voc_distilled", "use .*_224.dino"),
             ("vit_base_patch16_224.dvt_mine", "vit_base_patch16_224.nope", "nope"),
         ],
     )

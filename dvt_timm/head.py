@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -26,10 +26,15 @@ def resample_positions(
     height: int,
     width: int,
 ) -> Tensor:  # [1, height * width, C]
-    """Resample a position embedding to another grid (bicubic, antialiased); itself when the grid is its own."""
+    """Resample a position embedding to another grid (bicubic, antialiased); itself when the grid is its own.
+
+    The arithmetic of timm's `resample_abs_pos_embed`, whose older versions take 2 x 8 positions for 4 x 4.
+    """
     if height == grid_size[0] and width == grid_size[1]:
         return pos_embed
-    return resample_abs_pos_embed(pos_embed, [height, width], [grid_size[0], grid_size[1]], num_prefix_tokens=0)
+    positions = pos_embed.float().reshape(1, grid_size[0], grid_size[1], -1).permute(0, 3, 1, 2)
+    positions = F.interpolate(positions, size=[height, width], mode="bicubic", antialias=True)
+    return positions.permute(0, 2, 3, 1).reshape(1, height * width, -1).to(pos_embed.dtype)
 
 
 @torch.fx.wrap

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from helpers import GOLDEN, needs_golden, random_head
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from dvt_timm import DenoiserHead
@@ -51,8 +50,8 @@ def readable_head(state: dict[str, Tensor], x: Tensor, grid: tuple[int, int], nu
     return x.reshape(B, H, W, C)
 
 
-@pytest.mark.parametrize(("dim", "grid", "num_blocks"), [(128, (5, 7), 1), (192, (4, 4), 2)])
-@pytest.mark.parametrize("size", [(5, 7), (3, 9), (11, 4)])
+@pytest.mark.parametrize(("dim", "grid", "num_blocks"), [(128, (5, 7), 1), (192, (4, 4), 2), (64, (2, 8), 1)])
+@pytest.mark.parametrize("size", [(5, 7), (3, 9), (11, 4), (4, 4), (8, 2)])
 def test_equals_the_readable_twin(dim: int, grid: tuple[int, int], num_blocks: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     head = DenoiserHead(dim, grid, num_blocks).eval()
@@ -117,9 +116,10 @@ class TestPositionCache:
 
         def counting(*args, **kwargs):
             calls.append(1)
-            return resample_abs_pos_embed(*args, **kwargs)
+            return resample(*args, **kwargs)
 
-        monkeypatch.setattr(head_module, "resample_abs_pos_embed", counting)
+        resample = head_module.resample_positions
+        monkeypatch.setattr(head_module, "resample_positions", counting)
         return calls
 
     def test_inference_resamples_once(self, counted: list[int]) -> None:

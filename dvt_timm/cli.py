@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -46,7 +47,10 @@ def _add_features(commands: Any) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="JPEG, PNG, WebP, or folders")
     parser.add_argument("--model", default=DEMO, metavar="NAME", help="timm name (default: %(default)s)")
     parser.add_argument(
-        "--checkpoint", metavar="PATH", help="a head, or a saved model: file, folder, or hf-hub:user/repo for a head"
+        "--checkpoint",
+        metavar="PATH",
+        help="a head (folder, file, hf-hub:user/repo), a model's checkpoint, or the folder of a saved model, which "
+        "takes the place of --model",
     )
     parser.add_argument(
         "--out",
@@ -96,6 +100,8 @@ def _features(arguments: argparse.Namespace) -> int:
 
     from .extract import CommandError
 
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     set_verbosity_error()  # its retries without a network: one line at the end says it
     try:
         skipped = _extract_all(arguments)
@@ -111,17 +117,17 @@ def _extract_all(arguments: argparse.Namespace) -> int:
 
     from . import extract
 
-    missing = [path for path in arguments.paths if not path.exists()]
+    missing = [path for path in arguments.paths if not os.path.exists(path)]
     for path in missing:
         _report_skipped(f"{path}: not found")
-    images = extract.find_images([path for path in arguments.paths if path.exists()], arguments.out)
+    images = extract.find_images([path for path in arguments.paths if path not in missing], arguments.out)
     if not images:
         given = ", ".join(str(path) for path in arguments.paths)
         raise extract.CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
     _make_folder(arguments.out)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device)
     preprocessing = extract.preprocessing_of(model, arguments.size)
-    metadata = extract.model_metadata(arguments.model, arguments.checkpoint, model, preprocessing)
+    metadata = extract.model_metadata(arguments.checkpoint, model, preprocessing)
     skipped = len(missing)
     for path, target in tqdm(images, unit="image", disable=len(images) == 1):
         try:

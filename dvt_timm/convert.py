@@ -7,7 +7,9 @@ is all that is admitted besides tensors and plain Python values.
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ try:
 except ImportError:  # numpy 1
     from numpy.core.multiarray import scalar  # type: ignore[no-redef]
 
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError)  # what torch.load raises
+# what torch.load raises on files that are no checkpoints
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error)
 _FLOAT64_SCALAR: list[Any] = [
     (scalar, "numpy._core.multiarray.scalar"),
     (scalar, "numpy.core.multiarray.scalar"),
@@ -33,8 +36,9 @@ _FLOAT64_SCALAR: list[Any] = [
 def checkpoint_keys(path: Path | str) -> set[str]:
     """The names in a PyTorch checkpoint, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UNREADABLE:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in the checkpoints of timm's train.py
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (*UNREADABLE, OSError):
         return set()
     states = [checkpoint, *checkpoint.values()] if isinstance(checkpoint, dict) else []
     return {str(key) for state in states if isinstance(state, dict) for key in state}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,9 @@ from .registry import VIT_MODULES
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+# what Pillow raises
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more patches than attention can take
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
 
 
@@ -66,7 +71,7 @@ def find_images(paths: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
 
     Folders are searched recursively, in sorted order, for JPEG, PNG and WebP files, `out` itself left aside. A result
     keeps the image's place within its folder; where two would get the same name, or an image would be overwritten,
-    the later one gets a number.
+    the later one gets a number. A PNG without a safetensors file beside it is an image, no result of an earlier run.
 
     Args:
         paths: existing files and folders.
@@ -85,7 +90,8 @@ def find_images(paths: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
             raise CommandError(f"{out} is a folder of images and the folder of the results; choose another --out")
         for image in _images_in(path, out) if path.is_dir() else [path]:
             relative = image.relative_to(path) if path.is_dir() else Path(image.name)
-            found.setdefault(image.resolve(), relative.parent / relative.stem)
+            stem = relative.stem if relative.stem.strip(".") else "image"
+            found.setdefault(image.resolve(), Path(_printable(relative.parent / stem)))
             shown.setdefault(image.resolve(), image)
     stems = _distinct(found, out)
     return [(shown[image], out / stems[image]) for image in found]
@@ -114,8 +120,8 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
 
     Args:
         name: of `timm.create_model`.
-        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`) or a whole saved model; None for the
-            published weights.
+        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`), a whole checkpoint, or the folder of a
+            saved model, which takes the place of `name`; None for the published weights.
         device: of PyTorch; None for the GPU if there is one.
 
     Raises:
@@ -126,10 +132,10 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
         raise CommandError(f"{name} is no timm VisionTransformer or Eva: it has no patch tokens")
     options: dict[str, Any] = {}
     try:
-        if checkpoint is not None and hub.holds_denoiser(checkpoint):
-            folder = Path(checkpoint)
-            file = folder / hub.WEIGHTS_NAME if folder.is_dir() else folder
-            options["pretrained_cfg_overlay"] = {"file": str(file)}
+        if checkpoint is not None and hub.is_saved_model(checkpoint):
+            name = f"local-dir:{checkpoint}"
+        elif checkpoint is not None and hub.holds_denoiser(checkpoint):
+            options["pretrained_cfg_overlay"] = {"file": checkpoint}
         elif checkpoint is not None:
             options["denoiser"] = checkpoint
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
@@ -201,35 +207,38 @@ def extract(
         The panel's path.
 
     Raises:
-        ImageError: if the image cannot be read, does not fit in memory or has no such patch, or its features are not
-            finite.
+        ImageError: if the image cannot be read, is too elongated, does not fit in memory or has no such patch, or its
+            features are not finite.
         CommandError: if the results cannot be written.
     """
     original = read_image(path)
+    _check_aspect(path, original)
     image = preprocessing.resize(original)
+    _check_patch(path, patch, model.patch_embed.dynamic_feat_size((image.height, image.width)))
     try:
         maps = feature_maps(model, preprocessing.to_tensor(image))
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # the CPU's out-of-memory error is a RuntimeError
         size = f"{image.height} x {image.width}"
-        raise ImageError(f"{path}: does not fit in memory at {size} pixels; pass a smaller --size") from error
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{path}: {reason} at {size} pixels; if memory is short, pass a smaller --size") from error
     if not all(torch.isfinite(features).all() for features in maps.values()):
         raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
-    try:
-        panel = viz.feature_panel(np.asarray(image), maps, patch=patch)
-    except ValueError as error:
-        raise ImageError(f"{path}: {error}") from error
+    panel = viz.feature_panel(np.asarray(image), maps, patch=patch)
     described = {**metadata, **_image_metadata(path, original, image, maps)}
     try:
         return _write(target, maps, described, panel)
     except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise ImageError(f"{path}: its name is too long for a result; rename it") from error
         raise CommandError(f"cannot write {target}: {error}") from error
 
 
-def model_metadata(name: str, checkpoint: str | None, model: Any, preprocessing: Preprocessing) -> dict[str, str]:
+def model_metadata(checkpoint: str | None, model: Any, preprocessing: Preprocessing) -> dict[str, str]:
     """What a result says of its model; everything but names and the version is JSON."""
+    cfg = model.pretrained_cfg
     metadata = {
         "version": __version__,
-        "model": name,
+        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
         "patch_size": json.dumps(preprocessing.patch_size),
         "stride": json.dumps(model.patch_embed.proj.stride),
         "mean": json.dumps(preprocessing.mean),
@@ -242,11 +251,16 @@ def model_metadata(name: str, checkpoint: str | None, model: Any, preprocessing:
 def _image_metadata(path: Path, original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
     """What a result says of its image; sizes are JSON [height, width], upright."""
     return {
-        "image": path.name,
+        "image": _printable(path.name),
         "original_size": json.dumps([original.height, original.width]),
         "image_size": json.dumps([image.height, image.width]),
         "grid_size": json.dumps(next(iter(maps.values())).shape[:2]),
     }
+
+
+def _printable(path: str | Path) -> str:
+    """A path as text; file names need not be UTF-8, those of safetensors files must be."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: viz.Pixels) -> Path:
@@ -265,15 +279,32 @@ def _images_in(folder: Path, out: Path) -> list[Path]:
     return [path for path in files if not (inner and out.resolve() in path.resolve().parents)]
 
 
+def _check_aspect(path: Path, image: Image.Image) -> None:
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        size = f"{image.height} x {image.width}"
+        raise ImageError(f"{path}: {size} pixels, one side over {MAX_ASPECT} times the other; crop it into parts")
+
+
+def _check_patch(path: Path, patch: tuple[int, int] | None, grid: tuple[int, int]) -> None:
+    if patch is not None and not (patch[0] < grid[0] and patch[1] < grid[1]):
+        raise ImageError(f"{path}: patch {patch} is outside its {grid[0]} x {grid[1]} grid; pass another --patch")
+
+
 def _distinct(stems: dict[Path, Path], out: Path) -> dict[Path, Path]:
-    """The same images, each with a name of its own whose panel is none of them; letter case does not count."""
+    """The same images, each with a name of its own whose panel is no image; letter case does not count."""
     taken = {str(image).casefold() for image in stems}
     distinct = {}
     for image, stem in stems.items():
         candidate, number = stem, 1
-        while (panel := str(out.resolve() / f"{candidate}.png").casefold()) in taken:
+        while (panel := str(out.resolve() / f"{candidate}.png").casefold()) in taken or _is_image(out / candidate):
             number += 1
             candidate = stem.with_name(f"{stem.name}-{number}")
         taken.add(panel)
         distinct[image] = candidate
     return distinct
+
+
+def _is_image(target: Path) -> bool:
+    """Whether a PNG lies in the place of a panel that no earlier run made."""
+    panel, maps = (os.path.lexists(f"{target}.{suffix}") for suffix in ("png", "safetensors"))
+    return panel and not maps

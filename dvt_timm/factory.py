@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ from . import hub
 from .head import DenoiserHead
 from .manifest import Variant, named_patch_size
 from .models import denoise
-from .stride import set_stride
+from .stride import OverlapPatchEmbed, overlapping_grid, set_stride
 
-NOWHERE = {"url": None, "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False}
-STEM = "patch_embed.proj.weight"
+SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict")  # PretrainedCfg fields that name weights
+NOWHERE = {**dict.fromkeys(SOURCES), "custom_load": False}
+PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
+LOST_HEAD = (
+    "{source} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
+    'denoiser={{"grid_size": [h, w], "num_blocks": n}} of the head that was saved'
+)
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 NOT_RECORDED = ("device", "dtype", "cache_dir", "features_only", "out_indices", "feature_cls", "pretrained_model_args")
 
@@ -60,34 +66,40 @@ def build_model(
         TypeError: on a `denoiser` of another kind.
     """
     _refuse_unsupported(kwargs)
-    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
-    cfg = dataclasses.replace(cfg, **overlay)
-    checkpoint = _checkpoint(cfg, overlay, variant, denoiser, kwargs.get("cache_dir")) if pretrained else None
-    if variant is not None and checkpoint is None and not overlay.keys() & NOWHERE.keys():
+    with_head = denoiser is not None or (variant is not None and not variant.distilled)
+    cfg = _overlaid(cfg, kwargs.pop("pretrained_cfg_overlay", None))
+    own_weights = _names_own_weights(cfg, variant, base_cfg)
+    if variant is not None and not own_weights:
         cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in NOWHERE})
-    head = _resolve_head(denoiser, variant, pretrained and checkpoint is None, kwargs.get("cache_dir"))
-    if head is not None and "global_pool" in kwargs:  # pooling must not take away the final norm, which the head reads
+    source = _source(cfg, variant, denoiser, own_weights, kwargs.get("cache_dir")) if pretrained else None
+    head = _resolve_head(denoiser, variant, pretrained and not own_weights, kwargs.get("cache_dir"))
+    if variant is not None and with_head and "global_pool" in kwargs:  # it must not take away the norm that heads read
         kwargs.setdefault("use_fc_norm" if entrypoint.__module__ == Eva.__module__ else "fc_norm", False)
     img_size = _set_img_size(kwargs, cfg, base_cfg, stride)
     cfg = dataclasses.replace(cfg, fixed_input_size=not kwargs["dynamic_img_size"])
 
     def finish(model: Any) -> Any:
-        if stride:
+        held = {} if source is None else _load(model, source, stride, img_size, kwargs.get("cache_dir"))
+        if stride is not None and not isinstance(model.patch_embed, OverlapPatchEmbed):
             set_stride(model, stride, img_size)
-        if head is not None:
-            denoise(model, head if isinstance(head, DenoiserHead) else DenoiserHead(model.embed_dim, **head))
-        if checkpoint is not None:
-            _load_whole(model, {**cfg.to_dict(), **checkpoint}, kwargs.get("cache_dir"))
+        if with_head:
+            denoise(
+                model,
+                head
+                or _late_head(model.embed_dim, held, denoiser, variant, source, pretrained, kwargs.get("cache_dir")),
+            )
+        elif held:
+            raise RuntimeError(LOST_HEAD.format(source="the checkpoint", name=cfg.architecture))
         model._model_args = {key: value for key, value in kwargs.items() if key not in NOT_RECORDED}
         return model
 
-    arguments = {"pretrained": pretrained and checkpoint is None, "pretrained_cfg": cfg, **kwargs}
+    arguments = {"pretrained": pretrained and source is None, "pretrained_cfg": cfg, **kwargs}
     if kwargs.get("features_only"):
         arguments["feature_cls"] = lambda model, **options: FeatureGetterNet(finish(model), **options)
         model = entrypoint(**arguments)
     else:
         model = finish(entrypoint(**arguments))
-    if not stride and kwargs["dynamic_img_size"] and kwargs["img_size"] != img_size and hasattr(model, "_traits"):
+    if stride is None and kwargs["dynamic_img_size"] and kwargs["img_size"] != img_size and hasattr(model, "_traits"):
         model._traits = dict(model._traits, img_size=None)  # the nominal size is the cfg's, not the base's own
     return model
 
@@ -97,12 +109,11 @@ def refuse_lost_head(name: str, cfg: Any, overlay: Mapping[str, Any] | None) -> 
 
     Some savers write the bare architecture, and timm may then load what fits and drop the rest.
     """
-    file = (overlay or {}).get("file") or _field(cfg, "file")
-    if file and hub.holds_denoiser(file):
-        raise RuntimeError(
-            f"{file} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
-            'denoiser={"grid_size": [h, w], "num_blocks": n} of the head that was saved'
-        )
+    overlay = overlay or {}
+    state = overlay.get("state_dict") or _field(cfg, "state_dict") or {}
+    file = overlay.get("file") or _field(cfg, "file")
+    if hub.name_a_denoiser(state) or (file and hub.holds_denoiser(file)):
+        raise RuntimeError(LOST_HEAD.format(source=file or "state_dict", name=name))
 
 
 def warn_of_lost_tag(name: str, cfg: Any) -> None:
@@ -122,25 +133,39 @@ def _field(cfg: Any, key: str) -> Any:
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
     if kwargs.get("use_naflex"):
-        raise ValueError("use_naflex=True builds a NaFlexVit, which has no denoised form; leave it out")
+        raise ValueError("use_naflex=True builds a NaFlexVit, which these names and stride= do not know; leave it out")
     if kwargs.get("features_only") and kwargs.get("feature_cls", "getter") != "getter":
         raise ValueError(
-            f"feature_cls={kwargs['feature_cls']!r} reads the blocks themselves and gives maps that are not denoised; "
-            "leave it out (timm's default for ViTs is 'getter')"
+            f"feature_cls={kwargs['feature_cls']!r} reads the blocks themselves, past the denoiser; leave it out "
+            "(timm's default for ViTs is 'getter')"
         )
 
 
-def _checkpoint(
-    cfg: Any, overlay: Mapping[str, Any], variant: Variant | None, denoiser: Any, cache_dir: Any
-) -> dict[str, Any] | None:
-    """What to put into `cfg` to load a whole model's weights, nothing if it names them; None for base weights.
+def _overlaid(cfg: Any, overlay: Mapping[str, Any] | None) -> Any:
+    """The cfg with `pretrained_cfg_overlay` on it; the weights of another source are in timm's own format."""
+    overlay = dict(overlay or {})
+    if any(overlay.get(key) for key in SOURCES):
+        overlay.setdefault("custom_load", False)
+    return dataclasses.replace(cfg, **overlay)
+
+
+def _names_own_weights(cfg: Any, variant: Variant | None, base_cfg: Any) -> bool:
+    """Whether `cfg` names weights of the caller's own: a file, a state dict, a saved model, another repository."""
+    if cfg.source in SAVED or cfg.state_dict is not None:
+        return True
+    if variant is None:
+        return cfg.file is not None
+    return any(getattr(cfg, key) not in (None, getattr(base_cfg, key)) for key in SOURCES)
+
+
+def _source(cfg: Any, variant: Variant | None, denoiser: Any, own_weights: bool, cache_dir: Any) -> Any:
+    """The `pretrained_cfg` to load weights with that may hold a head or are distilled; None where timm loads the base.
 
     Raises:
         ValueError: if a distilled name is to get a head.
     """
-    local_file = overlay.get("file") or (cfg.file if cfg.source is None and not cfg.hf_hub_id else None)
-    if cfg.source in SAVED or (local_file and hub.holds_denoiser(local_file)):
-        return {}
+    if own_weights:
+        return cfg.to_dict()
     if variant is None or not variant.distilled:
         return None
     if denoiser is not None:
@@ -148,7 +173,7 @@ def _checkpoint(
             f"{variant.name} is a plain model with distilled weights, which no head goes with; pass denoiser=... to "
             f"{variant.base}"
         )
-    return {"state_dict": hub.published_weights(variant, cache_dir)}
+    return {**cfg.to_dict(), **NOWHERE, "state_dict": hub.published_weights(variant, cache_dir)}
 
 
 def _set_img_size(kwargs: dict[str, Any], cfg: Any, base_cfg: Any, stride: int | None) -> tuple[int, int]:
@@ -169,65 +194,109 @@ def _set_img_size(kwargs: dict[str, Any], cfg: Any, base_cfg: Any, stride: int |
                 f"img_size {tuple(wanted)} is not whole patches of {patch} pixels; use "
                 f"{max(side // patch, 1) * patch} in place of {side}"
             )
-    kwargs["img_size"] = native if stride or (dynamic and "img_size" not in kwargs) else wanted
+    kwargs["img_size"] = native if stride is not None or (dynamic and "img_size" not in kwargs) else wanted
     return wanted
 
 
-def _resolve_head(
-    denoiser: Any, variant: Variant | None, load: bool, cache_dir: Any
-) -> DenoiserHead | dict[str, Any] | None:
-    """The head itself, or the shape of one to be built; None for a plain model."""
-    if denoiser is None and (variant is None or variant.distilled):
-        return None
+def _resolve_head(denoiser: Any, variant: Variant | None, published: bool, cache_dir: Any) -> DenoiserHead | None:
+    """The head, where it can be had before the model is built; None for a shape, a checkpoint's own, or none."""
     if isinstance(denoiser, DenoiserHead):
         return denoiser
     if isinstance(denoiser, str | Path):
         return hub.load_head(denoiser, cache_dir=cache_dir)
     if isinstance(denoiser, Mapping):
-        return _head_shape(denoiser, load)
-    if denoiser is not None or variant is None:
+        if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
+            raise ValueError(f'denoiser={dict(denoiser)} should be {{"grid_size": [h, w], "num_blocks": n}}')
+        return None
+    if denoiser is not None:
         raise TypeError(f"denoiser must be a DenoiserHead, a path, hf-hub:... or a shape, got {denoiser!r}")
-    if load or variant.head is not None:
+    if variant is not None and not variant.distilled and (published or variant.head is not None):
         return hub.published_head(variant, cache_dir)
-    return {"grid_size": variant.grid_size}
+    return None
 
 
-def _head_shape(shape: Mapping[str, Any], load: bool) -> dict[str, Any]:
-    """A head's shape, checked; a warning if its weights were expected to be loaded too."""
-    if not {"grid_size"} <= shape.keys() <= {"grid_size", "num_blocks"}:
-        raise ValueError(f'denoiser={dict(shape)} should be {{"grid_size": [h, w], "num_blocks": n}}')
-    if load:
+def _late_head(
+    dim: int,
+    held: dict[str, Tensor],
+    denoiser: Any,  # a head's shape, or None
+    variant: Variant | None,
+    source: dict[str, Any] | None,
+    pretrained: bool,
+    cache_dir: Any,
+) -> DenoiserHead:
+    """The head that was not to be had before the checkpoint was read: the checkpoint's, the published one, or new.
+
+    Raises:
+        RuntimeError: if a saved model lacks its head, or nobody published one.
+        ValueError: if the checkpoint's head is damaged or of another shape.
+    """
+    if held:
+        return hub.head_from_state(held, denoiser or {}, "the checkpoint")
+    if source is not None and source.get("source") in SAVED:
+        raise RuntimeError("the checkpoint does not hold the denoiser of this model; pass a head as denoiser=...")
+    if denoiser is None and source is not None:
+        return hub.published_head(variant, cache_dir)  # type: ignore[arg-type]
+    if denoiser is not None and pretrained:
         warnings.warn(
             "the denoiser is built from its shape alone and has random weights; load them, or pass its folder or "
             "file as denoiser=...",
             stacklevel=6,
         )
-    return dict(shape)
+    return DenoiserHead(dim, **(denoiser or {"grid_size": variant.grid_size}))  # type: ignore[union-attr]
 
 
-def _load_whole(model: Any, cfg: dict[str, Any], cache_dir: str | Path | None) -> None:
-    """Load a checkpoint of base and head through timm, every key of the head required."""
+def _load(
+    model: Any, source: dict[str, Any], stride: int | None, img_size: tuple[int, int], cache_dir: str | Path | None
+) -> dict[str, Tensor]:
+    """Load a checkpoint's backbone into a plain model through timm; returns its denoiser's tensors, if it holds any."""
     base_filter = eva_filter if isinstance(model, Eva) else vit_filter
-    prefix = "denoiser."
+    held: dict[str, Tensor] = {}
 
-    def split_filter(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
-        head = {key: value for key, value in state.items() if key.startswith(prefix)}
-        expected = {key for key in model.state_dict() if key.startswith(prefix)}
-        if head.keys() != expected:
-            raise RuntimeError(
-                f"the checkpoint does not hold the denoiser of this model: missing {sorted(expected - head.keys())}, "
-                f"unexpected {sorted(head.keys() - expected)}"
-            )
-        rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
-        if rest[STEM].shape[1] == 3:  # timm 1.0.21 would adapt a stem of the right width too
-            rest[STEM] = adapt_input_conv(model.patch_embed.proj.in_channels, rest[STEM])
-        return {**base_filter(rest, model), **head}
+    def backbone_of(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
+        held.update({key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)})
+        state = {key: value for key, value in state.items() if not key.startswith(PREFIX)}
+        if stride is not None and _is_strided(state, model, stride, img_size, source.get("source") in SAVED):
+            set_stride(model, stride, img_size)
+        state = base_filter(state, model)
+        if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
+            state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
+        return state
 
     load_pretrained(
         model,
-        pretrained_cfg={**cfg, "input_size": (3, *cfg["input_size"][1:])},
+        pretrained_cfg={**source, "input_size": (3, *source["input_size"][1:])},
         num_classes=model.num_classes,
         in_chans=3,
-        filter_fn=split_filter,
+        filter_fn=backbone_of,
         cache_dir=cache_dir,
     )
+    return held
+
+
+def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:
+    """Whether a checkpoint's position embedding is on the denser grid of overlapping patches already.
+
+    Raises:
+        ValueError: if a saved model's is on neither grid: nothing says how its tokens lie.
+    """
+    if "pos_embed" not in state:
+        return False
+    tokens = state["pos_embed"].shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
+    height, width = overlapping_grid(img_size, model.patch_embed.patch_size, (stride, stride))
+    if saved and tokens not in (model.patch_embed.num_patches, height * width):
+        raise ValueError(
+            f"the checkpoint has {tokens} positions, which are not the {height} x {width} patches of stride {stride} "
+            f"at img_size {tuple(img_size)}; load it without img_size, as it was saved, then call model.set_input_size"
+        )
+    return bool(tokens == height * width)
+
+
+def _adapt_stem(weight: Tensor, in_chans: int) -> Tensor:  # [C, c, p, p] -> [C, in_chans, p, p]
+    width = weight.shape[1]
+    if width == in_chans:
+        return weight
+    if width == 3:
+        return adapt_input_conv(in_chans, weight)
+    if "base_chans" not in signature(adapt_input_conv).parameters:
+        raise ValueError(f"this version of timm cannot make {in_chans} input channels of {width}; update timm")
+    return adapt_input_conv(in_chans, weight, base_chans=width)

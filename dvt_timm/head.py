@@ -65,9 +65,9 @@ class DenoiserHead(nn.Module):
     so code that wraps or patches every `Block` of a model (FSDP, LoRA patterns, token merging) meets this one too.
     State-dict keys are those of the authors' checkpoints: `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if several).
 
-    In evaluation without gradients the position embedding of the last used grid is kept, not resampled on every
-    call. Any change that PyTorch can see renews it (optimiser steps, `load_state_dict`, dtype and device moves);
-    an in-place write through `.data`, which is hidden from PyTorch, is not one.
+    Without gradients the position embedding of the last used grid is kept, not resampled on every call. It is renewed
+    by `train()`, `eval()`, a forward pass with gradients, and by any change that PyTorch can see (`load_state_dict`,
+    dtype and device moves, in-place operations). A write through `.data`, which it cannot see, needs an `eval()`.
 
     Args:
         dim: channels C, a multiple of 64.
@@ -95,11 +95,15 @@ class DenoiserHead(nn.Module):
         self.grid_size = as_grid(grid_size)
         self.num_blocks = num_blocks
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], dim))
-        nn.init.normal_(self.pos_embed, std=0.02)
+        self.reset_parameters()
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
         self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
         self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
+
+    def reset_parameters(self) -> None:
+        """Draw the position embedding anew; the blocks' layers have a method of this name of their own."""
+        nn.init.normal_(self.pos_embed, std=0.02)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -138,9 +142,10 @@ class DenoiserHead(nn.Module):
         """The position embedding at a grid, from the cache where that is safe."""
         source = self.pos_embed
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(height, int)
-        if traced or (height, width) == self.grid_size or source.is_inference():
+        if traced or (height, width) == self.grid_size or source.is_inference() or type(source) is not nn.Parameter:
             return resample_positions(source, self.grid_size, height, width)
         if torch.is_grad_enabled() and source.requires_grad:
+            self._resampled = None  # what follows may change the source unseen: fused optimizers do
             return resample_positions(source, self.grid_size, height, width)
         key = (height, width, source.data_ptr(), source._version, source.dtype, source.device)
         cached = self._resampled  # read once: another thread may replace it
@@ -150,6 +155,11 @@ class DenoiserHead(nn.Module):
             # The alias keeps the storage alive, so that no other tensor can come by the same address.
             cached = self._resampled = (key, source.detach(), result)
         return cached[2]
+
+    def train(self, mode: bool = True) -> DenoiserHead:
+        """As `nn.Module.train`; the kept position embedding is dropped."""
+        self._resampled = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resampled": None}  # copies and pickles start with an empty cache

@@ -15,6 +15,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entry
 from torch import nn
 
 from .factory import NOWHERE, build_model, refuse_lost_head, warn_of_lost_tag
+from .head import DenoiserHead
 from .manifest import Variant, published_variants, weights_path
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
@@ -52,6 +53,7 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     Raises:
         ValueError: if the names do not fit together, or `base` has no patch tokens to denoise, or is distilled.
         RuntimeError: if timm knows no such tag of `base`.
+        TypeError: if `head` is the head itself.
     """
     arch, _, tag = name.partition(".")
     if not tag or base.partition(".")[0] != arch:
@@ -59,13 +61,16 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     if not is_model(base):
         raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
     if model_entrypoint(arch).__module__ not in VIT_MODULES:
-        raise ValueError(f"{arch} is no timm VisionTransformer or Eva: it has no patch tokens to denoise")
-    if base in _variants and _variants[base].distilled:
-        raise ValueError(f"{base} has distilled weights, which no head goes with; use {_variants[base].base}")
+        raise ValueError(f"{arch} is not among timm's ViT, DeiT and EVA models, whose patch tokens can be denoised")
+    known = _variants.get(base, Variant(name, base))
+    if known.distilled:
+        raise ValueError(f"{base} has distilled weights, which no head goes with; use {known.base}")
+    if isinstance(head, DenoiserHead):
+        raise TypeError("head must be a folder, a file or hf-hub:..., got a DenoiserHead; write it with save_head")
     published = {variant.name for variant in published_variants()}
     if name in published or (name not in _variants and tag in _default_cfg(arch).cfgs):
         raise ValueError(f"the tag {tag!r} of {arch} is taken; choose another")
-    _add(Variant(name, base, head=head))
+    _add(Variant(name, known.base, head=head, base_file=known.base_file))
     _install(arch)
 
 
@@ -153,7 +158,7 @@ def _tag(cfg: Any) -> str | None:
 
 def _as_cfg(arch: str, cfg: Any) -> Any:
     if isinstance(cfg, Mapping):
-        cfg = PretrainedCfg(**cfg)
+        cfg = PretrainedCfg(**{"input_size": get_pretrained_cfg(arch).input_size, **cfg})
     elif cfg is None or isinstance(cfg, str):
         cfg = get_pretrained_cfg(f"{arch}.{cfg}" if cfg else arch)
     return dataclasses.replace(cfg, architecture=cfg.architecture or arch)

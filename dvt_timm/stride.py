@@ -1,8 +1,19 @@
 """Overlapping patches: a patch embedding whose stride is smaller than its patch, for denser maps."""
 
-from timm.layers import PatchEmbed, to_2tuple
+import torch
+from timm.layers import Format, PatchEmbed, to_2tuple
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+
+
+def overlapping_grid(
+    img_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
+    """(rows, columns) of patches in an image; all sizes are (height, width) in pixels."""
+    return (
+        (img_size[0] - patch_size[0]) // stride[0] + 1,
+        (img_size[1] - patch_size[1]) // stride[1] + 1,
+    )
 
 
 class OverlapPatchEmbed(PatchEmbed):
@@ -14,16 +25,12 @@ class OverlapPatchEmbed(PatchEmbed):
 
     img_size: tuple[int, int]
     stride: tuple[int, int]
-
-    def _grid(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        return (
-            (img_size[0] - self.patch_size[0]) // self.stride[0] + 1,
-            (img_size[1] - self.patch_size[1]) // self.stride[1] + 1,
-        )
+    output_fmt: Format  # TorchScript reads the class's own annotations only
+    dynamic_img_pad: torch.jit.Final[bool]  # type: ignore[misc]
 
     def _init_img_size(self, img_size: int | tuple[int, int]):  # type: ignore[no-untyped-def]
         size = to_2tuple(img_size)
-        grid_size = self._grid(size)
+        grid_size = overlapping_grid(size, self.patch_size, self.stride)
         return size, grid_size, grid_size[0] * grid_size[1]
 
     def set_input_size(
@@ -52,7 +59,7 @@ class OverlapPatchEmbed(PatchEmbed):
         if self.dynamic_img_pad:
             height += (self.patch_size[0] - height % self.patch_size[0]) % self.patch_size[0]
             width += (self.patch_size[1] - width % self.patch_size[1]) % self.patch_size[1]
-        return self._grid((height, width))
+        return overlapping_grid((height, width), self.patch_size, self.stride)
 
 
 def set_stride(model: VisionTransformer | Eva, stride: int, img_size: int | tuple[int, int] | None = None) -> None:
@@ -68,8 +75,10 @@ def set_stride(model: VisionTransformer | Eva, stride: int, img_size: int | tupl
 
     Raises:
         ValueError: on a stride outside 1..patch size.
-        TypeError: if the model's patches do not come from timm's `PatchEmbed`.
+        TypeError: on a stride that is no integer, or if the model's patches do not come from timm's `PatchEmbed`.
     """
+    if isinstance(stride, bool) or not isinstance(stride, int):
+        raise TypeError(f"stride must be one integer, pixels in both directions, got {stride!r}")
     embed = model.patch_embed
     if type(embed) not in (PatchEmbed, OverlapPatchEmbed):
         raise TypeError(f"stride needs timm's PatchEmbed, this model has {type(embed).__name__}")

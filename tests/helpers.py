@@ -42,9 +42,13 @@ def create(name: str, **kwargs: Any) -> Any:
 
 
 def create_pair(name: str, **kwargs: Any) -> tuple[Any, Any]:
-    """A denoised model and the plain one of the same base weights."""
+    """A denoised model and the plain one of the same base weights; every block and norm matters in them."""
     denoised = create(name, **kwargs)
     plain = create(FAMILIES[name], **{"dynamic_img_size": True, **kwargs})
+    with torch.no_grad():
+        for key, parameter in plain.named_parameters():
+            if "gamma" in key or "norm" in key:  # LayerScale and norms start near 0 and at 1
+                parameter.copy_(torch.rand_like(parameter) + 0.5 * key.endswith("weight"))
     missing, unexpected = denoised.load_state_dict(plain.state_dict(), strict=False)
     assert unexpected == []
     assert all(key.startswith("denoiser.") for key in missing)

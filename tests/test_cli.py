@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +18,10 @@ import timm
 import torch
 from helpers import DEMO, random_head
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 import dvt_timm
 from dvt_timm import cli, extract, hub, manifest, registry
@@ -302,7 +305,7 @@ def test_similarity_to_a_chosen_patch(run: Callable[..., int], tmp_path: Path, c
         panels.append((tmp_path / "out/a.png").read_bytes())
     assert panels[0] == panels[1] != panels[2]
     assert run("a.png", "--patch", "4,0") == 1
-    assert "skipped a.png: patch (4, 0) is outside the 4 x 6 grid" in capsys.readouterr().err
+    assert "skipped a.png: patch (4, 0) is outside its 4 x 6 grid; pass another --patch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("patch", ["3", "3,", "-1,2", "a,b", "1,2,3"])
@@ -320,18 +323,65 @@ def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> N
     with torch.no_grad():
         whole.denoiser.pos_embed += 1
     hub.save_model(whole, tmp_path / "whole")
+    save_for_hf(whole, tmp_path / "timm", safe_serialization=False)
     results = []
-    for form in (DEMO_HEAD, "head", "head/model.safetensors", "whole", "whole/model.safetensors"):
+    for form in (DEMO_HEAD, "head", "head/model.safetensors", "whole", "whole/model.safetensors", "timm"):
         assert run("a.png", "--checkpoint", form) == 0
         assert metadata_of(tmp_path / "out/a.safetensors")["checkpoint"] == str(form)
         results.append(load_file(tmp_path / "out/a.safetensors"))
     for result in results[1:]:
         torch.testing.assert_close(result["raw"], results[0]["raw"])
-    published, folder, file, whole_folder, whole_file = (result["denoised"] for result in results)
+    published, folder, file, whole_folder, whole_file, timms = (result["denoised"] for result in results)
     assert torch.equal(folder, file)
     assert torch.equal(whole_folder, whole_file)
+    assert torch.equal(whole_folder, timms)
     assert not torch.allclose(published, folder, atol=0.1)
     assert not torch.allclose(published, whole_folder, atol=0.1)
+
+
+def test_a_saved_model_keeps_its_stride(run: Callable[..., int], tmp_path: Path) -> None:
+    saved(tmp_path / "a.png")
+    hub.save_model(timm.create_model(DEMO, pretrained=True, num_classes=0, stride=7), tmp_path / "dense")
+    assert run("a.png", "--checkpoint", "dense") == 0
+    assert load_file(tmp_path / "out/a.safetensors")["denoised"].shape == (7, 11, 384)
+    metadata = metadata_of(tmp_path / "out/a.safetensors")
+    assert (metadata["model"], metadata["checkpoint"], metadata["stride"]) == (DEMO, "dense", "[7, 7]")
+
+
+def test_a_photo_beside_the_image_is_not_overwritten(tmp_path: Path) -> None:
+    image, photo = saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png", picture(seed=1))
+    before = photo.read_bytes()
+    for _ in range(2):  # the second run replaces the results of the first
+        assert cli.main(["features", str(image), "--out", str(tmp_path), "--size", "28"]) == 0
+        assert photo.read_bytes() == before
+        assert written(tmp_path) == ["a-2.png", "a-2.safetensors", "a.jpg", "a.png"]
+
+
+def test_odd_inputs_do_not_end_the_run(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    saved(tmp_path / "long.png", picture(3, 200))
+    saved(tmp_path / f"{'n' * 245}.png")
+    latin = os.fsdecode(b"caf\xe9.png")
+    saved(tmp_path / "b.png").rename(tmp_path / latin)
+    saved(tmp_path / "c.png").rename(tmp_path / "..png")
+    status = run("long.png", f"{'n' * 245}.png", "x" * 300, latin, "..png")
+    errors = capsys.readouterr().err
+    assert status == 1
+    assert "skipped long.png: 3 x 200 pixels, one side over 20 times the other; crop it" in errors
+    assert "its name is too long" in errors
+    assert f"skipped {'x' * 300}: not found" in errors
+    assert metadata_of(tmp_path / "out/caf\ufffd.safetensors")["image"] == "caf\ufffd.png"
+    assert (tmp_path / "out/image.png").is_file()
+
+
+def test_broken_metadata_of_a_photo_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (struct.error("unpack requires 12 bytes"), MemoryError()):
+
+        def fail(image: Image.Image, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+        with pytest.raises(extract.ImageError):
+            extract.read_image(saved(tmp_path / "a.png"))
 
 
 def test_a_plain_model_has_one_map(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +417,7 @@ def test_what_a_model_cannot_process_is_skipped(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(extract.ImageError, match="NaN"):
         extract.extract(model.eval(), preprocessing, image, tmp_path / "out/a", {})
     monkeypatch.setattr(extract, "feature_maps", too_much)
-    with pytest.raises(extract.ImageError, match=r"28 x 42 pixels; pass a smaller --size"):
+    with pytest.raises(extract.ImageError, match=r"OutOfMemoryError at 28 x 42 pixels.*smaller --size"):
         extract.extract(model, preprocessing, image, tmp_path / "out/a", {})
     assert not (tmp_path / "out").exists()
 

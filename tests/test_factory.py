@@ -1,5 +1,7 @@
 """`create_model` on the denoised names: heads, weights, and every way the tag of a name gets lost."""
 
+import argparse
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import DEMO, EVA, FAMILIES, VIT, create, images, perturb, random_head, size_of
+from helpers import DEMO, EVA, FAMILIES, SMALL, VIT, create, images, perturb, random_head, size_of
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor
@@ -153,6 +155,46 @@ class TestPretrained:
         assert torch.equal(model.norm.bias, base["norm.bias"])
         assert torch.equal(model.denoiser.pos_embed, demo.denoiser.pos_embed)
 
+    def test_base_weights_of_a_cfg_of_ones_own(self, tmp_path: Path) -> None:
+        base = {key: value.float() for key, value in load_file(BASE_FILE).items()}
+        base["norm.bias"] += 1
+        file = str(tmp_path / "base.safetensors")
+        save_file(base, file)
+        cfg = dataclasses.replace(timm.models.get_pretrained_cfg(DEMO), file=file)
+        for own in (cfg, {"tag": "dvt_demo", "file": file, "num_classes": 0}):
+            model = timm.create_model("vit_small_patch14_dinov2", pretrained=True, pretrained_cfg=own)
+            assert torch.equal(model.norm.bias, base["norm.bias"])
+            assert hasattr(model, "denoiser")
+
+    def test_own_weights_of_a_distilled_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def download(*args: Any) -> Path:
+            raise AssertionError("nothing is to be downloaded")
+
+        monkeypatch.setattr(hub, "_download", download)
+        state = timm.create_model("vit_base_patch14_dinov2", depth=1).state_dict()
+        save_file(state, tmp_path / "mine.safetensors")
+        name, overlay = "vit_base_patch14_dinov2.dvt_voc_distilled", {"file": str(tmp_path / "mine.safetensors")}
+        model = timm.create_model(name, pretrained=True, depth=1, pretrained_cfg_overlay=overlay)
+        assert torch.equal(model.pos_embed, state["pos_embed"])
+
+    def test_own_weights_where_timms_are_in_a_format_of_their_own(self, tmp_path: Path) -> None:
+        """augreg's are JAX files, for which timm has a loader."""
+        name, head = "vit_base_patch16_384.dvt_augreg", random_head()
+        model = create(name, denoiser=head)
+        save_file(model.state_dict(), tmp_path / "whole.safetensors")
+        overlay = {"file": str(tmp_path / "whole.safetensors")}
+        loaded = create(name, pretrained=True, pretrained_cfg_overlay=overlay, denoiser=head.config)
+        assert torch.equal(features(loaded, size_of(name)), features(model, size_of(name)))
+
+    @pytest.mark.parametrize("in_chans", [1, 3, 4])
+    def test_saved_models_get_other_input_channels_as_in_timm(self, in_chans: int, tmp_path: Path) -> None:
+        model = create(VIT, denoiser=random_head(), in_chans=3)
+        dvt_timm.save_model(model, tmp_path)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=in_chans)
+        weight = model.patch_embed.proj.weight
+        expected = weight if in_chans == 3 else timm.models.adapt_input_conv(in_chans, weight)
+        torch.testing.assert_close(loaded.patch_embed.proj.weight, expected)
+
     def test_checkpoint_path(self, tmp_path: Path, demo: Any) -> None:
         save_file(demo.state_dict(), tmp_path / "whole.safetensors")
         model = timm.create_model(DEMO, checkpoint_path=str(tmp_path / "whole.safetensors"))
@@ -217,6 +259,30 @@ class TestLostTags:
         (tmp_path / "text.pth").write_text("no checkpoint")
         for name in ("jax.npz", "text.pth", "missing.pth"):
             assert not hub.holds_denoiser(tmp_path / name)
+
+    def test_a_checkpoint_of_timms_train_script(self, demo: Any, tmp_path: Path) -> None:
+        """It holds the script's arguments, and a classifier of its own."""
+        trained = timm.create_model(DEMO, pretrained=True, num_classes=5)
+        perturb(trained.denoiser)
+        file = tmp_path / "model_best.pth.tar"
+        torch.save({"state_dict": trained.state_dict(), "args": argparse.Namespace(lr=0.1), "epoch": 3}, file)
+        overlay = {"file": str(file)}
+        model = timm.create_model(DEMO, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+        assert torch.equal(features(model), features(trained))
+        with pytest.raises(RuntimeError, match="holds a denoiser"):
+            timm.create_model(FAMILIES[VIT], pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+
+    @pytest.mark.parametrize("num_classes", [0, 5])
+    def test_a_state_dict_with_a_denoiser(self, demo: Any, num_classes: int) -> None:
+        state = {key: value.clone() for key, value in demo.state_dict().items()}
+        state["denoiser.pos_embed"] += 1
+        overlay = {"state_dict": state}
+        model = timm.create_model(DEMO, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay)
+        assert torch.equal(model.denoiser.pos_embed, state["denoiser.pos_embed"])
+        for stride in (None, 7):
+            options = {"num_classes": num_classes, "pretrained_cfg_overlay": overlay, "stride": stride}
+            with pytest.raises(RuntimeError, match="holds a denoiser"):
+                timm.create_model(FAMILIES[VIT], pretrained=True, **options)
 
     def test_plain_users_see_nothing(self) -> None:
         overlay = {"file": str(BASE_FILE)}
@@ -286,6 +352,40 @@ class TestLostTags:
         if "in_chans" not in extra:
             size = timm.data.resolve_model_data_config(model)["input_size"]
             assert tuple(timm.data.resolve_model_data_config(loaded)["input_size"]) == size
+
+    @pytest.mark.parametrize("given", ["head", "folder"])
+    def test_a_given_head_is_kept(self, given: str, tmp_path: Path) -> None:
+        """Also over a saved model's own head, and on a plain model that timm saved."""
+        dvt_timm.save_model(create(VIT, denoiser=random_head(seed=1)), tmp_path / "whole")
+        save_for_hf(create(FAMILIES[VIT], dynamic_img_size=True), tmp_path / "plain", safe_serialization=True)
+        mine = random_head(seed=2, grid_size=(4, 4))
+        dvt_timm.save_head(mine, tmp_path / "mine", base=FAMILIES[VIT])
+        for folder in ("whole", "plain"):
+            config = json.loads((tmp_path / folder / "config.json").read_text())
+            options = {} if "model_args" in config else SMALL
+            head = mine if given == "head" else tmp_path / "mine"
+            model = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True, denoiser=head, **options)
+            assert torch.equal(model.denoiser.pos_embed, random_head(seed=2, grid_size=(4, 4)).pos_embed)
+
+    def test_strides_of_saved_models(self, tmp_path: Path) -> None:
+        plain = create(VIT, denoiser=random_head())
+        dvt_timm.save_model(plain, tmp_path / "plain")
+        dense = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True, stride=7).eval()
+        assert dense.patch_embed.grid_size == (73, 73)
+        dense.set_input_size(img_size=(70, 182))
+        dvt_timm.save_model(dense, tmp_path / "dense")
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True)
+        assert loaded.patch_embed.grid_size == (9, 25)
+        assert torch.equal(features(loaded), features(dense))
+        with pytest.raises(ValueError, match=r"225 positions.*13 x 13.*set_input_size"):
+            timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True, img_size=(98, 98))
+
+    def test_saved_with_another_patch_size(self, tmp_path: Path) -> None:
+        model = create(VIT, denoiser=random_head(), dynamic_img_size=False, img_size=56)
+        model.set_input_size(img_size=(64, 64), patch_size=(8, 8))
+        dvt_timm.save_model(model, tmp_path)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert torch.equal(features(loaded, (64, 64)), features(model, (64, 64)))
 
     def test_saved_in_another_shape(self, tmp_path: Path) -> None:
         model = create(VIT, denoiser=random_head())

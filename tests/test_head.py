@@ -145,7 +145,9 @@ class TestPositionCache:
         assert head.pos_embed.grad.abs().sum() > 0
         assert len(counted) == 2
 
-    @pytest.mark.parametrize("change", ["in place", "load", "assign", "data", "parameter", "dtype", "optimizer"])
+    @pytest.mark.parametrize(
+        "change", ["in place", "load", "assign", "data", "parameter", "dtype", "optimizer", "fused", "eval"]
+    )
     def test_a_change_is_seen(self, change: str) -> None:
         head, other, x = random_head(seed=1), random_head(seed=2), torch.randn(1, 6, 7, 128)
         with torch.inference_mode():
@@ -163,8 +165,11 @@ class TestPositionCache:
             head.pos_embed = other.pos_embed
         elif change == "dtype":
             head, x = head.double(), x.double()
-        elif change == "optimizer":
-            optimizer = torch.optim.AdamW(head.parameters(), lr=0.1)
+        elif change == "eval":
+            head.pos_embed.data.copy_(other.pos_embed.data)
+            head.eval()
+        elif change in ("optimizer", "fused"):
+            optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, fused=change == "fused")
             head(x).square().sum().backward()
             optimizer.step()
         expected = readable_head(dict(head.named_parameters()), x, head.grid_size, 1)
@@ -182,6 +187,25 @@ class TestPositionCache:
                 assert twin._resampled is None
                 assert torch.equal(twin(x), expected)
         assert head._resampled is not None
+
+
+def test_functional_transforms() -> None:
+    heads, x = [random_head(64, seed=seed) for seed in (1, 2)], torch.randn(1, 6, 7, 64)
+    parameters, _ = torch.func.stack_module_state(heads)
+    with torch.no_grad():
+        heads[0](x)
+        outputs = torch.func.vmap(lambda p: torch.func.functional_call(heads[0], p, (x,)))(parameters)
+        for head, output in zip(heads, outputs, strict=True):
+            torch.testing.assert_close(output, head(x), atol=1e-5, rtol=1e-5)
+
+
+def test_initialisation_after_the_meta_device() -> None:
+    with torch.device("meta"):
+        head = DenoiserHead(64, (30, 30))
+    head = head.to_empty(device="cpu")
+    head.pos_embed.data.fill_(9)
+    head.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
+    assert 0.018 < head.pos_embed.std() < 0.022
 
 
 def test_scripts_and_traces() -> None:

@@ -57,6 +57,10 @@ def test_an_interrupted_write_leaves_the_old_head(tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def random_head_of_two_blocks() -> dvt_timm.DenoiserHead:
+    return dvt_timm.DenoiserHead(128, (5, 4), 2)
+
+
 def damage(folder: Path, kind: str) -> None:
     file = folder / "model.safetensors"
     state = load_file(file)
@@ -76,6 +80,8 @@ def damage(folder: Path, kind: str) -> None:
         state["denoiser.attn.proj.weight"] = torch.zeros(128, 64)
     elif kind == "narrow":
         state["pos_embed"] = torch.zeros(1, 20, 100)
+    elif kind == "blocks":
+        state = random_head_of_two_blocks().state_dict()
     elif kind == "grid":
         state["pos_embed"] = torch.zeros(1, 21, 128)
     if kind not in ("truncated", "garbage"):
@@ -93,6 +99,7 @@ def damage(folder: Path, kind: str) -> None:
         ("extra", r"no denoiser head.*denoiser\.extra"),
         ("shape", r"no denoiser head.*attn\.proj"),
         ("narrow", "no denoiser head.*multiple of 64"),
+        ("blocks", "num_blocks 2, its configuration says 1"),
         ("grid", "21 positions.*5 x 4"),
     ],
 )
@@ -116,6 +123,45 @@ def test_incomplete_folders_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "schema": 99}))
     with pytest.raises(ValueError, match=r"schema 99.*update dvt-timm"):
         dvt_timm.load_head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1, 2]", "JSON object, got list"),
+        ("{", "no JSON"),
+        ('{"schema": "new"}', "schema 'new'.*update dvt-timm"),
+        ('{"grid_size": [4, 5]}', r"\[5, 4\], its configuration \[4, 5\].*do not belong together"),
+        ('{"dim": 192}', "dim 128, its configuration says 192"),
+        ('{"architecture": "vit_small_patch14_dinov2"}', "whole model.*local-dir:"),
+    ],
+)
+def test_configurations_that_do_not_fit(tmp_path: Path, config: str, message: str) -> None:
+    dvt_timm.save_head(random_head(), tmp_path, base=BASE)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        dvt_timm.load_head(tmp_path)
+
+
+@pytest.mark.parametrize("grid_size", ["44", [4.5, 5], [0, 20], [20]])
+def test_a_grid_of_the_configuration_that_is_none(tmp_path: Path, grid_size: Any) -> None:
+    save_file(random_head().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"grid_size": grid_size}))
+    with pytest.raises(ValueError, match="grid_size must be"):
+        dvt_timm.load_head(tmp_path)
+
+
+def test_heads_and_models_are_not_mixed_up(tmp_path: Path) -> None:
+    import timm
+
+    model = timm.create_model(DEMO, depth=1)
+    with pytest.raises(TypeError, match="for a whole model use save_model"):
+        dvt_timm.save_head(model, tmp_path, base=BASE)
+    with pytest.raises(TypeError, match="use save_head"):
+        dvt_timm.save_model(model.denoiser, tmp_path)
+    with pytest.raises(TypeError, match=r"ViT that timm\.create_model built"):
+        dvt_timm.save_model(timm.models.VisionTransformer(depth=1, embed_dim=64, num_heads=1), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_grid_that_only_the_metadata_knows(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class TestRegisterVariant:
         assert not hasattr(timm.create_model("vit_tiny_patch16_224", depth=1), "denoiser")
 
     def test_on_the_backbone_of_a_denoised_name(self, tmp_path) -> None:
-        name, demo = "vit_small_patch14_dinov2.dvt_mine", "vit_small_patch14_dinov2.dvt_demo"
+        name, demo = "vit_small_patch14_dinov2.dvt_own", "vit_small_patch14_dinov2.dvt_demo"
         dvt_timm.save_head(random_head(384), tmp_path, base=demo)
         dvt_timm.register_variant(name, base=demo, head=tmp_path)
         ours, theirs = timm.create_model(name, pretrained=True), timm.create_model(demo, pretrained=True)
@@ -240,13 +240,27 @@ class TestRegisterVariant:
         assert torch.equal(ours.blocks[3].attn.qkv.weight, theirs.blocks[3].attn.qkv.weight)
         assert ours.denoiser.grid_size == (5, 4)
 
+    def test_a_denoised_base_stands_for_its_backbone(self) -> None:
+        name = "vit_base_patch16_224.dvt_own"
+        dvt_timm.register_variant(name, base="vit_base_patch16_224.dvt_dino")
+        try:
+            assert timm.create_model(name, depth=1).patch_embed.grid_size == (14, 14)  # dino's own, not the 512's
+            assert registry.get_variant(name).base == "vit_base_patch16_224.dino"
+        finally:
+            registry._variants.pop(name)
+
+    def test_a_head_itself_is_refused(self) -> None:
+        base = "vit_tiny_patch16_224.augreg_in21k"
+        with pytest.raises(TypeError, match="save_head"):
+            dvt_timm.register_variant("vit_tiny_patch16_224.dvt_mine", base=base, head=random_head(192))
+
     @pytest.mark.parametrize(
         ("name", "base", "message"),
         [
             ("vit_tiny_patch16_224.dvt_mine", "vit_small_patch16_224.dino", "architecture of base"),
             ("vit_tiny_patch16_224", "vit_tiny_patch16_224", "<arch>.<tag>"),
             ("vit_nano.dvt", "vit_nano.base", "timm knows no architecture"),
-            ("resnet50.dvt_mine", "resnet50.a1_in1k", "no patch tokens"),
+            ("resnet50.dvt_mine", "resnet50.a1_in1k", "not among timm's ViT"),
             ("vit_base_patch16_224.dino", "vit_base_patch16_224.mae", "'dino' of vit_base_patch16_224 is taken"),
             ("vit_base_patch16_224.dvt_dino", "vit_base_patch16_224.dino", "'dvt_dino' of .* is taken"),
             ("vit_base_patch16_224.dvt_mine", "vit_base_patch16_224.dvt_dino_voc_distilled", "use .*_224.dino"),

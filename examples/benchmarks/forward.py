@@ -139,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--mode", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
     parser.add_argument("--arch", nargs="+", default=sorted({arch for arch, _ in CASES}))
+    parser.add_argument("--size", type=int, nargs="+", default=sorted({size for _, size in CASES}), help="pixels")
     parser.add_argument("--quick", action="store_true", help="ViT-S at batch 1, eager, two rounds")
     args = parser.parse_args()
     if args.quick:
@@ -157,7 +158,7 @@ def main() -> None:
     header += ["denoised/minimal", "denoised/plain", "bound", "distilled/plain"]
     print_row(header)
     print_row(["---"] * len(header))
-    cases = [case for case in CASES if case[0] in args.arch]
+    cases = [(arch, size) for arch, size in CASES if arch in args.arch and size in args.size]
     for (arch, size), batch, mode in itertools.product(cases, args.batch, args.mode):
         print_row(row(arch, size, batch, mode == "compiled", args))
 

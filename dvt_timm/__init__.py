@@ -2,6 +2,12 @@
 
 >>> import timm, dvt_timm
 >>> model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True)
+
+`list_variants` lists the names, `register_variant` adds one's own. timm's ViT, DeiT and EVA names take two more
+arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
+`{"grid_size": [h, w], "num_blocks": n}` for weights loaded later), and `stride`, the distance of two patches in pixels.
+`denoise` puts a head on a model that exists. `save_head`, `load_head` and `save_model` write and read them; the module
+`viz` draws.
 """
 
 from ._version import __version__

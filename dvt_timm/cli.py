@@ -59,7 +59,12 @@ def _add_features(commands: Any) -> None:
         metavar="DIR",
         help="folder to write to (default: %(default)s)",
     )
-    parser.add_argument("--size", type=_size, metavar="N", help="pixels of the shorter side (default: the model's)")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="N",
+        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
+    )
     parser.add_argument(
         "--patch",
         type=_patch,

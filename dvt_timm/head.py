@@ -89,8 +89,8 @@ class DenoiserHead(nn.Module):
         super().__init__()
         if dim <= 0 or dim % HEAD_DIM:
             raise ValueError(f"dim must be a positive multiple of {HEAD_DIM} (one attention head), got {dim}")
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
+            raise ValueError(f"num_blocks must be an integer of at least 1, got {num_blocks!r}")
         self.dim = dim
         self.grid_size = as_grid(grid_size)
         self.num_blocks = num_blocks

@@ -43,7 +43,9 @@ class Variant:
         """Pixels, from the architecture's name."""
         size = named_patch_size(self.arch)
         if size is None:
-            raise ValueError(f"{self.arch} does not name its patch size (..._patch16_...); it has no patch tokens")
+            raise ValueError(
+                f"{self.arch} does not name its patch size (..._patch16_...); pass denoiser=... to it instead"
+            )
         return size
 
     @property

@@ -274,7 +274,8 @@ class DenoisedEva(_Denoised, Eva):
 def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a denoiser head behind the final norm of a timm model, in place.
 
-    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`; the head moves to its device and dtype.
+    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves to its
+    device and dtype: give each model a head of its own.
     A model that is denoised already gets the new head instead of its old one.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 import dvt_timm
 
 
-def build(backbone: str, weights: str | None = None) -> torch.nn.Module:
+def build(backbone: str, weights: bool | None = None) -> torch.nn.Module:
     """A DPT with two classes on a timm backbone, for images of any size that 32 divides."""
     torch.manual_seed(0)
     return smp.DPT(
@@ -20,8 +20,8 @@ def build(backbone: str, weights: str | None = None) -> torch.nn.Module:
     ).eval()
 
 
-plain = build("vit_small_patch14_dinov2.lvd142m")  # weights="imagenet" fetches them from the Hub
-denoised = build("vit_small_patch14_dinov2.dvt_demo", weights="imagenet")  # embedded, no network
+plain = build("vit_small_patch14_dinov2.lvd142m")  # weights=True fetches them from the Hub
+denoised = build("vit_small_patch14_dinov2.dvt_demo", weights=True)  # embedded, no network
 
 image = torch.randn(1, 3, 256, 320)
 with torch.inference_mode():

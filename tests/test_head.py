@@ -94,6 +94,7 @@ def test_own_grid_need_not_be_square() -> None:
         ((64, (4.5, 4)), "grid_size.*4.5"),
         ((64, "44"), "grid_size"),
         ((64, (4, 4), 0), "num_blocks"),
+        ((64, (4, 4), "1"), "num_blocks.*got '1'"),
     ],
 )
 def test_impossible_heads_are_refused(arguments: tuple, message: str) -> None:

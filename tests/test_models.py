@@ -140,11 +140,18 @@ def test_attention_masks(name: str) -> None:
     tokens = grid[0] * grid[1] + plain.num_prefix_tokens
     mask = torch.rand(2, 1, tokens, tokens, generator=torch.Generator().manual_seed(3)) > 0.3
     theirs = plain.forward_features(x, attn_mask=mask)
-    assert not torch.allclose(theirs, plain.forward_features(x))
+    assert not torch.allclose(theirs, plain.forward_features(x), atol=0.1)
     ours = model.forward_features(x, attn_mask=mask)
     torch.testing.assert_close(ours[:, plain.num_prefix_tokens :], head_of(model, theirs, grid))
-    _, maps = model.forward_intermediates(x, 1, attn_mask=mask)
+    final, maps = model.forward_intermediates(x, 1, attn_mask=mask)
+    torch.testing.assert_close(final, ours)
     torch.testing.assert_close(maps[0].flatten(2).transpose(1, 2), ours[:, plain.num_prefix_tokens :])
+    if "is_causal" in inspect.signature(type(plain).forward_features).parameters:
+        theirs = plain.forward_features(x, is_causal=True)
+        causal = model.forward_features(x, is_causal=True)
+        assert not torch.allclose(causal, ours, atol=0.1)
+        torch.testing.assert_close(causal[:, plain.num_prefix_tokens :], head_of(model, theirs, grid))
+        torch.testing.assert_close(model.forward_intermediates(x, 1, is_causal=True)[0], causal)
 
 
 @torch.no_grad()
@@ -195,6 +202,10 @@ def test_pruning_keeps_the_final_norm(name: str) -> None:
     expected = model.forward_intermediates(x, 1, intermediates_only=True)[0]
     assert model.prune_intermediate_layers([0, 2], prune_norm=True) == [0, 2]
     assert torch.equal(model.forward_intermediates(x, 1, intermediates_only=True)[0], expected)
+    assert isinstance(model.head, torch.nn.Identity)
+    kept = create(name, num_classes=7)
+    kept.prune_intermediate_layers([2], prune_head=False)
+    assert kept.head.out_features == 7
 
 
 class TestDenoise:

@@ -2,9 +2,11 @@
 
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
+import torch
 from helpers import ROOT
 from timm.models import get_pretrained_cfg
 
@@ -14,7 +16,9 @@ README = (ROOT / "README.md").read_text()
 FORMATS = {"voc_miou": ".2f", "ade20k_miou": ".2f", "nyu_rmse": ".4f"}
 
 
-def test_code_blocks_run() -> None:
+def test_code_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     scope: dict = {}
@@ -25,7 +29,9 @@ def test_code_blocks_run() -> None:
     assert scope["tokens"].shape == (1, 1 + 37 * 37, 384)
     assert scope["fmap"].shape == (1, 384, 37, 37)
     assert scope["dense"].patch_embed.grid_size == (73, 73)
-    assert scope["other"].denoiser is scope["plain"].denoiser is scope["model"].denoiser
+    assert [fmap.shape for fmap in scope["wide"]] == [(1, 384, 24, 36)]
+    for twin in (scope["mine"], scope["again"]):
+        assert torch.equal(twin.eval().forward_features(scope["image"]), scope["tokens"])
 
 
 @pytest.mark.parametrize("variant", published_variants(), ids=lambda variant: variant.name)

@@ -10,6 +10,7 @@ import timm.data
 import timm.optim
 import torch
 from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, random_head, size_of
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
@@ -147,17 +148,18 @@ class TestStride:
         torch.testing.assert_close(ours[:, prefix:], head_of(model, theirs, grid))
         assert model.forward_intermediates(x, 1, intermediates_only=True)[0].shape[-2:] == grid
 
-    @both
-    def test_the_position_embedding_is_resampled_once_from_the_bases_grid(self, name: str) -> None:
+    @pytest.mark.parametrize("name", [VIT, EVA, "vit_base_patch16_224.dvt_dino"])
+    def test_the_position_embedding_is_resampled_once_from_the_bases_grid(self, name: str, tmp_path) -> None:
+        base = create(FAMILIES[name])
+        save_file(base.state_dict(), tmp_path / "base.safetensors")
+        overlay = {"file": str(tmp_path / "base.safetensors")}
         stride = patch_of(name) // 2
-        model, base = create(name, stride=stride), create(FAMILIES[name])
+        model = create(name, stride=stride, pretrained=True, pretrained_cfg_overlay=overlay, denoiser=random_head())
         side = 518 if patch_of(name) == 14 else 512
         cells = (side - patch_of(name)) // stride + 1
         assert model.patch_embed.grid_size == (cells, cells)
-        old = int((base.pos_embed.shape[1] - 1) ** 0.5)
-        torch.manual_seed(0)
-        expected = resample_abs_pos_embed(base.pos_embed, (cells, cells), (old, old), num_prefix_tokens=1)
-        assert model.pos_embed.shape == expected.shape
+        expected = resample_abs_pos_embed(base.pos_embed, (cells, cells), base.patch_embed.grid_size)
+        assert torch.equal(model.pos_embed, expected)
 
     @torch.no_grad()
     def test_real_weights(self) -> None:
@@ -186,8 +188,25 @@ class TestStride:
         for stride in (15, -1):
             with pytest.raises(ValueError, match=r"1\.\.14"):
                 create(VIT, stride=stride)
+        with pytest.raises(ValueError, match=r"1\.\.14.*got 0"):
+            create(VIT, stride=0)
+        for odd in (True, 7.0, "7", (7, 7)):
+            with pytest.raises(TypeError, match="stride must be one integer"):
+                create(VIT, stride=odd)
         with pytest.raises(ValueError, match="patch size"):
             create(VIT, stride=7).set_input_size(patch_size=16)
+
+    @both
+    @pytest.mark.parametrize("dynamic_img_size", [True, False])
+    @torch.no_grad()
+    def test_compilers(self, name: str, dynamic_img_size: bool) -> None:
+        size = size_of(name)
+        model = create(name, stride=patch_of(name) // 2, dynamic_img_size=dynamic_img_size, img_size=size)
+        x = images(*size)
+        expected = model(x)
+        torch.testing.assert_close(torch.jit.script(model)(x), expected)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
 
     @torch.no_grad()
     def test_on_plain_and_distilled_names(self) -> None:

@@ -5,33 +5,28 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import adapt_input_conv, load_pretrained
 from timm.models._features import FeatureGetterNet
 from timm.models.eva import Eva
-from timm.models.eva import checkpoint_filter_fn as eva_filter
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
 from . import hub
 from .head import DenoiserHead
+from .loading import SAVED, load_backbone
 from .manifest import Variant, named_patch_size
 from .models import denoise
-from .stride import OverlapPatchEmbed, overlapping_grid, set_stride
+from .stride import OverlapPatchEmbed, set_stride
 
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict")  # PretrainedCfg fields that name weights
 NOWHERE = {**dict.fromkeys(SOURCES), "custom_load": False}
-PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
 LOST_HEAD = (
     "{source} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
     'denoiser={{"grid_size": [h, w], "num_blocks": n}} of the head that was saved'
 )
-SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 NOT_RECORDED = ("device", "dtype", "cache_dir", "features_only", "out_indices", "feature_cls", "pretrained_model_args")
 
 
@@ -66,28 +61,28 @@ def build_model(
         TypeError: on a `denoiser` of another kind.
     """
     _refuse_unsupported(kwargs)
+    cache_dir = kwargs.get("cache_dir")
     with_head = denoiser is not None or (variant is not None and not variant.distilled)
     cfg = _overlaid(cfg, kwargs.pop("pretrained_cfg_overlay", None))
     own_weights = _names_own_weights(cfg, variant, base_cfg)
     if variant is not None and not own_weights:
         cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in NOWHERE})
-    source = _source(cfg, variant, denoiser, own_weights, kwargs.get("cache_dir")) if pretrained else None
-    head = _resolve_head(denoiser, variant, pretrained and not own_weights, kwargs.get("cache_dir"))
+    source = _source(cfg, variant, denoiser, own_weights, cache_dir) if pretrained else None
+    head = _resolve_head(denoiser, variant, pretrained and not own_weights, cache_dir)
+    late_head = partial(
+        _late_head, denoiser=denoiser, variant=variant, source=source, pretrained=pretrained, cache_dir=cache_dir
+    )
     if variant is not None and with_head and "global_pool" in kwargs:  # it must not take away the norm that heads read
         kwargs.setdefault("use_fc_norm" if entrypoint.__module__ == Eva.__module__ else "fc_norm", False)
     img_size = _set_img_size(kwargs, cfg, base_cfg, stride)
     cfg = dataclasses.replace(cfg, fixed_input_size=not kwargs["dynamic_img_size"])
 
     def finish(model: Any) -> Any:
-        held = {} if source is None else _load(model, source, stride, img_size, kwargs.get("cache_dir"))
+        held = {} if source is None else load_backbone(model, source, stride, img_size, cache_dir)
         if stride is not None and not isinstance(model.patch_embed, OverlapPatchEmbed):
             set_stride(model, stride, img_size)
         if with_head:
-            denoise(
-                model,
-                head
-                or _late_head(model.embed_dim, held, denoiser, variant, source, pretrained, kwargs.get("cache_dir")),
-            )
+            denoise(model, head if head is not None else late_head(model.embed_dim, held))
         elif held:
             raise RuntimeError(LOST_HEAD.format(source="the checkpoint", name=cfg.architecture))
         model._model_args = {key: value for key, value in kwargs.items() if key not in NOT_RECORDED}
@@ -218,6 +213,7 @@ def _resolve_head(denoiser: Any, variant: Variant | None, published: bool, cache
 def _late_head(
     dim: int,
     held: dict[str, Tensor],
+    *,
     denoiser: Any,  # a head's shape, or None
     variant: Variant | None,
     source: dict[str, Any] | None,
@@ -243,60 +239,3 @@ def _late_head(
             stacklevel=6,
         )
     return DenoiserHead(dim, **(denoiser or {"grid_size": variant.grid_size}))  # type: ignore[union-attr]
-
-
-def _load(
-    model: Any, source: dict[str, Any], stride: int | None, img_size: tuple[int, int], cache_dir: str | Path | None
-) -> dict[str, Tensor]:
-    """Load a checkpoint's backbone into a plain model through timm; returns its denoiser's tensors, if it holds any."""
-    base_filter = eva_filter if isinstance(model, Eva) else vit_filter
-    held: dict[str, Tensor] = {}
-
-    def backbone_of(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
-        held.update({key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)})
-        state = {key: value for key, value in state.items() if not key.startswith(PREFIX)}
-        if stride is not None and _is_strided(state, model, stride, img_size, source.get("source") in SAVED):
-            set_stride(model, stride, img_size)
-        state = base_filter(state, model)
-        if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
-            state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
-        return state
-
-    load_pretrained(
-        model,
-        pretrained_cfg={**source, "input_size": (3, *source["input_size"][1:])},
-        num_classes=model.num_classes,
-        in_chans=3,
-        filter_fn=backbone_of,
-        cache_dir=cache_dir,
-    )
-    return held
-
-
-def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:
-    """Whether a checkpoint's position embedding is on the denser grid of overlapping patches already.
-
-    Raises:
-        ValueError: if a saved model's is on neither grid: nothing says how its tokens lie.
-    """
-    if "pos_embed" not in state:
-        return False
-    tokens = state["pos_embed"].shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
-    height, width = overlapping_grid(img_size, model.patch_embed.patch_size, (stride, stride))
-    if saved and tokens not in (model.patch_embed.num_patches, height * width):
-        raise ValueError(
-            f"the checkpoint has {tokens} positions, which are not the {height} x {width} patches of stride {stride} "
-            f"at img_size {tuple(img_size)}; load it without img_size, as it was saved, then call model.set_input_size"
-        )
-    return bool(tokens == height * width)
-
-
-def _adapt_stem(weight: Tensor, in_chans: int) -> Tensor:  # [C, c, p, p] -> [C, in_chans, p, p]
-    width = weight.shape[1]
-    if width == in_chans:
-        return weight
-    if width == 3:
-        return adapt_input_conv(in_chans, weight)
-    if "base_chans" not in signature(adapt_input_conv).parameters:
-        raise ValueError(f"this version of timm cannot make {in_chans} input channels of {width}; update timm")
-    return adapt_input_conv(in_chans, weight, base_chans=width)

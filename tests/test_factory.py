@@ -380,6 +380,16 @@ class TestLostTags:
         with pytest.raises(ValueError, match=r"225 positions.*13 x 13.*set_input_size"):
             timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True, img_size=(98, 98))
 
+    @pytest.mark.parametrize("dynamic_img_size", [True, False])
+    def test_saved_models_load_at_another_size(self, dynamic_img_size: bool, tmp_path: Path) -> None:
+        model = create(VIT, denoiser=random_head())
+        dvt_timm.save_model(model, tmp_path)
+        size = {"img_size": (56, 70), "dynamic_img_size": dynamic_img_size}
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **size)
+        model.set_input_size(img_size=(56, 70))
+        assert loaded.patch_embed.grid_size == (4, 5)
+        assert torch.equal(features(loaded), features(model))
+
     def test_saved_with_another_patch_size(self, tmp_path: Path) -> None:
         model = create(VIT, denoiser=random_head(), dynamic_img_size=False, img_size=56)
         model.set_input_size(img_size=(64, 64), patch_size=(8, 8))

@@ -19,6 +19,7 @@ ORDER = [  # a module imports from those further right only
     "registry",
     "factory",
     "hub",
+    "loading",
     "models",
     "stride",
     "convert",

@@ -118,6 +118,11 @@ class TestImageSizes:
         model = create("vit_base_patch16_224.dvt_dino")
         assert model.patch_embed.grid_size == (14, 14)
         assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 512, 512)
+        if hasattr(timm.models, "get_model_input_config"):
+            assert timm.models.get_model_input_config(model)["input_size"] == (3, 512, 512)
+            static = create("vit_base_patch16_224.dvt_dino", dynamic_img_size=False)
+            for built, fixed in ((model, False), (static, True)):
+                assert timm.models.get_model_input_config(built)["fixed_input_size"] == fixed
 
 
 class TestStride:

@@ -213,14 +213,14 @@ def extract(
     """
     original = read_image(path)
     _check_aspect(path, original)
-    image = preprocessing.resize(original)
-    _check_patch(path, patch, model.patch_embed.dynamic_feat_size((image.height, image.width)))
     try:
+        image = preprocessing.resize(original)
+        _check_patch(path, patch, model.patch_embed.dynamic_feat_size((image.height, image.width)))
         maps = feature_maps(model, preprocessing.to_tensor(image))
     except (MemoryError, RuntimeError) as error:  # the CPU's out-of-memory error is a RuntimeError
-        size = f"{image.height} x {image.width}"
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{path}: {reason} at {size} pixels; if memory is short, pass a smaller --size") from error
+        size = preprocessing.size
+        raise ImageError(f"{path}: {reason} at --size {size}; if memory is short, pass a smaller one") from error
     if not all(torch.isfinite(features).all() for features in maps.values()):
         raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
     panel = viz.feature_panel(np.asarray(image), maps, patch=patch)

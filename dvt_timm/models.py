@@ -313,8 +313,8 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
         raise ValueError("the model drops patches that the denoiser needs; build it with patch_drop_rate=0")
     if isinstance(model.norm, nn.Identity):
         warnings.warn(
-            "this model has no final norm (pooling averages, then norms), and heads are trained on tokens after it; "
-            "unless yours is not, build the model with fc_norm=False (Eva: use_fc_norm=False)",
+            "this model has no norm before its pooling, and the published heads read tokens after one; build it with "
+            "fc_norm=False (Eva: use_fc_norm=False), unless your head was trained without",
             stacklevel=2,
         )
     weight = next(model.blocks.parameters())

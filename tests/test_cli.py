@@ -417,7 +417,10 @@ def test_what_a_model_cannot_process_is_skipped(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(extract.ImageError, match="NaN"):
         extract.extract(model.eval(), preprocessing, image, tmp_path / "out/a", {})
     monkeypatch.setattr(extract, "feature_maps", too_much)
-    with pytest.raises(extract.ImageError, match=r"OutOfMemoryError at 28 x 42 pixels.*smaller --size"):
+    with pytest.raises(extract.ImageError, match=r"OutOfMemoryError at --size 28.*smaller one"):
+        extract.extract(model, preprocessing, image, tmp_path / "out/a", {})
+    monkeypatch.setattr(extract.Preprocessing, "resize", lambda *args: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(extract.ImageError, match=r"MemoryError at --size 28"):
         extract.extract(model, preprocessing, image, tmp_path / "out/a", {})
     assert not (tmp_path / "out").exists()
 

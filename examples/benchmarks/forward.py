@@ -1,6 +1,6 @@
 """What denoising costs: a plain timm model against ours, against the least one could write by hand.
 
-    python examples/benchmarks/forward.py              every case (about 50 minutes on two CPU cores)
+    python examples/benchmarks/forward.py              every case (with --seconds 90, 46 minutes on two CPU cores)
     python examples/benchmarks/forward.py --quick      one small case
     python examples/benchmarks/forward.py --device cuda --dtype bfloat16
 

@@ -11,16 +11,19 @@ arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or
 """
 
 from ._version import __version__
+from .checkpoints import load_head, save_head
 from .head import DenoiserHead
-from .hub import load_head, save_head, save_model
 from .models import DenoisedEva, DenoisedVisionTransformer, denoise
+from .published import convert_checkpoint
 from .registry import list_variants, register_published, register_variant
+from .saved import save_model
 
 __all__ = [
     "DenoisedEva",
     "DenoisedVisionTransformer",
     "DenoiserHead",
     "__version__",
+    "convert_checkpoint",
     "denoise",
     "list_variants",
     "load_head",

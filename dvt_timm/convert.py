@@ -11,6 +11,7 @@ import argparse
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ _FLOAT64_SCALAR: list[Any] = [
     np.dtype,
     type(np.dtype(np.float64)),
 ]
+
+
+def is_head(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are a denoiser head's, not a backbone's."""
+    return any(key.startswith("denoiser.") for key in state)
 
 
 def checkpoint_keys(path: Path | str) -> set[str]:

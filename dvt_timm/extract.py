@@ -20,9 +20,12 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from . import hub, viz
+from . import viz
 from ._version import __version__
+from .files import replacing
+from .hub import HUB_PREFIX
 from .registry import VIT_MODULES
+from .saved import holds_denoiser, is_saved_model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
@@ -132,9 +135,9 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
         raise CommandError(f"{name} is no timm VisionTransformer or Eva: it has no patch tokens")
     options: dict[str, Any] = {}
     try:
-        if checkpoint is not None and hub.is_saved_model(checkpoint):
-            name = f"local-dir:{checkpoint}"
-        elif checkpoint is not None and hub.holds_denoiser(checkpoint):
+        if checkpoint is not None and is_saved_model(checkpoint):
+            name = checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}"
+        elif checkpoint is not None and holds_denoiser(checkpoint):
             options["pretrained_cfg_overlay"] = {"file": checkpoint}
         elif checkpoint is not None:
             options["denoiser"] = checkpoint
@@ -265,10 +268,10 @@ def _printable(path: str | Path) -> str:
 
 def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: viz.Pixels) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with hub.replacing(target.with_name(f"{target.name}.safetensors")) as path:
+    with replacing(target.with_name(f"{target.name}.safetensors")) as path:
         save_file(maps, path, metadata)
     result = target.with_name(f"{target.name}.png")
-    with hub.replacing(result) as path:
+    with replacing(result) as path:
         Image.fromarray(panel).save(path)
     return result
 

@@ -15,10 +15,13 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from . import hub
+from .checkpoints import head_from_state, read_head
 from .head import DenoiserHead
 from .loading import SAVED, load_backbone
-from .manifest import Variant, named_patch_size
+from .manifest import Variant, backbone_of, named_patch_size
 from .models import denoise
+from .published import published_head, published_weights
+from .saved import holds_denoiser, name_a_denoiser
 from .stride import OverlapPatchEmbed, set_stride
 
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict")  # PretrainedCfg fields that name weights
@@ -68,7 +71,7 @@ def build_model(
     if variant is not None and not own_weights:
         cfg = dataclasses.replace(cfg, **{key: getattr(base_cfg, key) for key in NOWHERE})
     source = _source(cfg, variant, denoiser, own_weights, cache_dir) if pretrained else None
-    head = _resolve_head(denoiser, variant, pretrained and not own_weights, cache_dir)
+    head, head_config = _resolve_head(denoiser, variant, pretrained and not own_weights, cache_dir)
     late_head = partial(
         _late_head, denoiser=denoiser, variant=variant, source=source, pretrained=pretrained, cache_dir=cache_dir
     )
@@ -76,6 +79,8 @@ def build_model(
         kwargs.setdefault("use_fc_norm" if entrypoint.__module__ == Eva.__module__ else "fc_norm", False)
     img_size = _set_img_size(kwargs, cfg, base_cfg, stride)
     cfg = dataclasses.replace(cfg, fixed_input_size=not kwargs["dynamic_img_size"])
+    fetched, base_sha256 = _fetch_base(cfg, variant, cache_dir) if pretrained and source is None else (cfg, None)
+    _check_base(head_config, variant.base if variant else f"{cfg.architecture}.{cfg.tag}", base_sha256)
 
     def finish(model: Any) -> Any:
         held = {} if source is None else load_backbone(model, source, stride, img_size, cache_dir)
@@ -88,7 +93,7 @@ def build_model(
         model._model_args = {key: value for key, value in kwargs.items() if key not in NOT_RECORDED}
         return model
 
-    arguments = {"pretrained": pretrained and source is None, "pretrained_cfg": cfg, **kwargs}
+    arguments = {"pretrained": pretrained and source is None, "pretrained_cfg": fetched, **kwargs}
     if kwargs.get("features_only"):
         arguments["feature_cls"] = lambda model, **options: FeatureGetterNet(finish(model), **options)
         model = entrypoint(**arguments)
@@ -96,24 +101,43 @@ def build_model(
         model = finish(entrypoint(**arguments))
     if stride is None and kwargs["dynamic_img_size"] and kwargs["img_size"] != img_size and hasattr(model, "_traits"):
         model._traits = dict(model._traits, img_size=None)  # the nominal size is the cfg's, not the base's own
+    if fetched is not cfg:
+        for built in (model, getattr(model, "model", model)):  # features_only=True has two
+            built.pretrained_cfg["hf_hub_id"] = cfg.hf_hub_id
     return model
 
 
-def refuse_lost_head(name: str, cfg: Any, overlay: Mapping[str, Any] | None) -> None:
-    """Raise RuntimeError if a plain model is about to load a checkpoint that holds a denoiser.
+def build_plain(entrypoint: Callable[..., Any], cfg: Any, *, pretrained: bool, **kwargs: Any) -> Any:
+    """Build a model without head or stride, as timm does.
 
-    Some savers write the bare architecture, and timm may then load what fits and drop the rest.
+    Raises:
+        RuntimeError: if it was about to load, or has loaded, a checkpoint that holds a denoiser: some savers write the
+            bare architecture, and timm may then load what fits and drop the rest.
     """
-    overlay = overlay or {}
-    state = overlay.get("state_dict") or _field(cfg, "state_dict") or {}
-    file = overlay.get("file") or _field(cfg, "file")
-    if hub.name_a_denoiser(state) or (file and hub.holds_denoiser(file)):
-        raise RuntimeError(LOST_HEAD.format(source=file or "state_dict", name=name))
+    name, overlay = entrypoint.__name__, kwargs.get("pretrained_cfg_overlay") or {}
+    if pretrained:
+        for key in ("state_dict", "file"):
+            _refuse_lost_head(name, overlay.get(key) or field(cfg, key))
+    location = overlay.get("hf_hub_id") or field(cfg, "hf_hub_id")
+    try:
+        return entrypoint(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+    finally:
+        if pretrained and location:
+            repo, revision = hub.split_source(location)
+            _refuse_lost_head(name, hub.cached(repo, hub.WEIGHTS_NAME, revision, kwargs.get("cache_dir")))
+
+
+def _refuse_lost_head(name: str, checkpoint: Any) -> None:
+    """Raise RuntimeError if a state dict or a path, which a plain model loads, holds a denoiser."""
+    held = name_a_denoiser(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint and holds_denoiser(checkpoint)
+    if held:
+        source = "state_dict" if isinstance(checkpoint, Mapping) else checkpoint
+        raise RuntimeError(LOST_HEAD.format(source=source, name=name))
 
 
 def warn_of_lost_tag(name: str, cfg: Any) -> None:
     """Warn where a plain model may have been meant denoised: timm drops the tag if `pretrained_cfg` is a dict."""
-    if cfg and not isinstance(cfg, str) and not _field(cfg, "tag") and not _field(cfg, "source"):
+    if cfg and not isinstance(cfg, str) and not field(cfg, "tag") and not field(cfg, "source"):
         warnings.warn(
             f"{name} comes out plain: timm drops the tag of a name when pretrained_cfg is a dict. For a denoised model "
             "pass pretrained_cfg_overlay=dict(...) instead, or denoiser=...; for a plain one name its tag in the dict",
@@ -121,7 +145,7 @@ def warn_of_lost_tag(name: str, cfg: Any) -> None:
         )
 
 
-def _field(cfg: Any, key: str) -> Any:
+def field(cfg: Any, key: str) -> Any:
     """A field of a `pretrained_cfg`, which may be a PretrainedCfg, a dict, a tag or None."""
     return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
 
@@ -160,7 +184,7 @@ def _source(cfg: Any, variant: Variant | None, denoiser: Any, own_weights: bool,
         ValueError: if a distilled name is to get a head.
     """
     if own_weights:
-        return cfg.to_dict()
+        return _at_commit(cfg.to_dict(), cache_dir)
     if variant is None or not variant.distilled:
         return None
     if denoiser is not None:
@@ -168,7 +192,7 @@ def _source(cfg: Any, variant: Variant | None, denoiser: Any, own_weights: bool,
             f"{variant.name} is a plain model with distilled weights, which no head goes with; pass denoiser=... to "
             f"{variant.base}"
         )
-    return {**cfg.to_dict(), **NOWHERE, "state_dict": hub.published_weights(variant, cache_dir)}
+    return {**cfg.to_dict(), **NOWHERE, "state_dict": published_weights(variant, cache_dir)}
 
 
 def _set_img_size(kwargs: dict[str, Any], cfg: Any, base_cfg: Any, stride: int | None) -> tuple[int, int]:
@@ -193,21 +217,60 @@ def _set_img_size(kwargs: dict[str, Any], cfg: Any, base_cfg: Any, stride: int |
     return wanted
 
 
-def _resolve_head(denoiser: Any, variant: Variant | None, published: bool, cache_dir: Any) -> DenoiserHead | None:
-    """The head, where it can be had before the model is built; None for a shape, a checkpoint's own, or none."""
+def _resolve_head(
+    denoiser: Any, variant: Variant | None, published: bool, cache_dir: Any
+) -> tuple[DenoiserHead | None, dict[str, Any]]:
+    """The head, where it can be had before the model is built, and its configuration.
+
+    None for a shape, a checkpoint's own, or none.
+    """
     if isinstance(denoiser, DenoiserHead):
-        return denoiser
+        return denoiser, {}
     if isinstance(denoiser, str | Path):
-        return hub.load_head(denoiser, cache_dir=cache_dir)
+        return read_head(denoiser, cache_dir)
     if isinstance(denoiser, Mapping):
         if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
             raise ValueError(f'denoiser={dict(denoiser)} should be {{"grid_size": [h, w], "num_blocks": n}}')
-        return None
+        return None, {}
     if denoiser is not None:
         raise TypeError(f"denoiser must be a DenoiserHead, a path, hf-hub:... or a shape, got {denoiser!r}")
     if variant is not None and not variant.distilled and (published or variant.head is not None):
-        return hub.published_head(variant, cache_dir)
-    return None
+        return published_head(variant, cache_dir)
+    return None, {}
+
+
+def _fetch_base(cfg: Any, variant: Variant | None, cache_dir: Any) -> tuple[Any, str | None]:
+    """The base's cfg, its Hub repository at one commit and its weights in the cache; with their SHA-256, if known."""
+    if cfg.hf_hub_id and not cfg.hf_hub_filename and not cfg.file:
+        pinned, path = hub.pin_weights(cfg.hf_hub_id, cache_dir)
+        return dataclasses.replace(cfg, hf_hub_id=pinned), hub.recorded_sha256(path) if path else None
+    return cfg, variant.base_sha256 if variant else None
+
+
+def _at_commit(source: dict[str, Any], cache_dir: Any) -> dict[str, Any]:
+    """A `pretrained_cfg` whose Hub repository, if it names one, is at one commit: that of the config.json read."""
+    location = source.get("hf_hub_id")
+    by_source = source.get("source") == "hf-hub"
+    named_otherwise = not by_source and any(source.get(key) for key in ("file", "state_dict", "hf_hub_filename"))
+    if not location or source.get("source") == "local-dir" or named_otherwise:
+        return source
+    repo, revision = hub.split_source(location)
+    if by_source and (config := hub.cached(repo, hub.CONFIG_NAME, revision, cache_dir)):
+        location = f"{repo}@{hub.commit_of(config)}"
+    pinned, path = hub.pin_weights(location, cache_dir)
+    return source if path is None else {**source, **NOWHERE, "hf_hub_id": pinned}
+
+
+def _check_base(head: Mapping[str, Any], base: str, base_sha256: str | None) -> None:
+    """Warn where a head is put on another backbone than its configuration says."""
+    trained_on = backbone_of(head.get("base") or base)
+    if trained_on != backbone_of(base):
+        difference = f"was trained on {trained_on}, not on {base}"
+    elif base_sha256 and head.get("base_sha256", base_sha256) not in (base_sha256, None):
+        difference = f"was trained on other weights of {base} (their SHA-256 is {head['base_sha256']})"
+    else:
+        return
+    warnings.warn(f"the head {difference}: its output may be wrong", stacklevel=5)
 
 
 def _late_head(
@@ -227,11 +290,11 @@ def _late_head(
         ValueError: if the checkpoint's head is damaged or of another shape.
     """
     if held:
-        return hub.head_from_state(held, denoiser or {}, "the checkpoint")
+        return head_from_state(held, denoiser or {}, "the checkpoint")
     if source is not None and source.get("source") in SAVED:
         raise RuntimeError("the checkpoint does not hold the denoiser of this model; pass a head as denoiser=...")
     if denoiser is None and source is not None:
-        return hub.published_head(variant, cache_dir)  # type: ignore[arg-type]
+        return published_head(variant, cache_dir)[0]  # type: ignore[arg-type]
     if denoiser is not None and pretrained:
         warnings.warn(
             "the denoiser is built from its shape alone and has random weights; load them, or pass its folder or "

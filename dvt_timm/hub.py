@@ -1,314 +1,266 @@
-"""Heads on disk and on the Hugging Face Hub: find, load, save."""
+"""The Hugging Face Hub, through its client: files of one commit, checked before anything reads them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+import errno
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from timm.layers import PatchEmbed
-from torch import Tensor, nn
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from ._version import __version__
-from .convert import checkpoint_keys, read_checkpoint
-from .head import DenoiserHead, as_grid
-from .manifest import Variant, weights_path
-from .stride import OverlapPatchEmbed
+from .files import sha256_of
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
-SCHEMA = 1  # of the config.json that save_head writes
 HUB_PREFIX = "hf-hub:"
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
+CLIENT: dict[str, Any] = {"library_name": "dvt-timm", "library_version": __version__}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> DenoiserHead:
-    """Load a denoiser head.
+def split_source(source: str) -> tuple[str, str | None]:
+    """(repository, revision or None) of "user/repo" or "user/repo@revision", with or without "hf-hub:"."""
+    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    return repo, revision or None
+
+
+def fetch(
+    repo: str,
+    *files: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    sha256: str | None = None,
+    check_cached: bool = True,
+) -> list[Path]:
+    """Files of a repository, all of the commit at which the first one is found.
+
+    A file in the cache at a revision that is a commit needs no request. The bytes of a large file are checked; one
+    that is not what it should be is downloaded once more, and removed if it still is not.
 
     Args:
-        source: a folder written by `save_head`, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
-        cache_dir: where the Hub client keeps its files, its own default if None.
+        repo: "user/repo".
+        *files: paths in it.
+        revision: commit, tag or branch, "main" by default.
+        cache_dir: of the Hub client, its own default if None.
+        sha256: what a single file must hash to; by default what the Hub says it hashes to.
+        check_cached: check files that were in the cache before, too.
 
     Returns:
-        The head in evaluation mode, float32 on the CPU.
+        Their paths in the cache.
 
     Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if the file is damaged, its keys or shapes are not a head's, or its values are not finite.
+        OSError: if one is not to be had. The class is the Hub client's; the text names repository, file and remedy.
+        ValueError: if the bytes are wrong twice, or `repo` is no name of a repository.
     """
-    if str(source).startswith(HUB_PREFIX):
-        repo, _, revision = str(source).removeprefix(HUB_PREFIX).partition("@")
-        config = _read_config(_download(repo, CONFIG_NAME, revision or None, cache_dir))
-        return _read_head(_download(repo, WEIGHTS_NAME, revision or None, cache_dir), config)
-    path = Path(source)
-    if path.is_dir():
-        return _read_head(path / WEIGHTS_NAME, _read_config(path / CONFIG_NAME))
-    return _read_head(path, {})
+    paths: list[Path] = []
+    for file in files:
+        paths.append(_fetch(repo, file, revision, cache_dir, sha256, check_cached))
+        revision = commit_of(paths[-1])
+    return paths
 
 
-def save_head(head: DenoiserHead, folder: str | Path, *, base: str) -> Path:
-    """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
-
-    Each file appears whole or not at all, the configuration last.
+def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, Path | None]:
+    """Resolve where timm is to load weights from, and fetch them for it; a file that arrives now is checked.
 
     Args:
-        head: the denoiser.
-        folder: made if it does not exist.
-        base: timm name of the backbone it was trained on, "arch.tag".
+        source: "user/repo" or "user/repo@revision".
+        cache_dir: of the Hub client.
 
     Returns:
-        The folder.
+        "user/repo@commit" and the path of its `model.safetensors`; `source` and None for repositories without one,
+        whose other formats timm knows.
 
     Raises:
-        TypeError: if `head` is no `DenoiserHead`.
+        OSError: as `fetch`.
+        ValueError: as `fetch`.
     """
-    if not isinstance(head, DenoiserHead):
-        raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
-    folder = Path(folder)
-    config = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__, "base": base, "dim": head.dim}
-    metadata = {"format": "pt", "grid_size": json.dumps(head.config["grid_size"])}
-    _write_folder(folder, head, {**config, **head.config}, metadata)
-    return folder
-
-
-def save_model(model: Any, folder: str | Path) -> Path:
-    """Write a denoised (or distilled) model, base and head in one file, for `create_model("local-dir:FOLDER")`.
-
-    `transformers.TimmWrapperModel.from_pretrained(FOLDER)` reads it too.
-
-    Args:
-        model: from `timm.create_model` or `denoise`.
-        folder: made if it does not exist.
-
-    Returns:
-        The folder.
-
-    Raises:
-        TypeError: for a `features_only` model, which has lost its classifier and its name; for a head; for a model
-            that `create_model` did not build; for one whose patches come from a convolutional network.
-    """
-    from timm.models._hub import save_config_for_hf
-
-    folder = Path(folder)
-    if isinstance(model, DenoiserHead):
-        raise TypeError("cannot save a head as a model; use save_head")
-    if not isinstance(getattr(model, "patch_embed", None), PatchEmbed) or not hasattr(model, "pretrained_cfg"):
-        raise TypeError(
-            f"cannot save this {type(model).__name__}; save a ViT that timm.create_model built without "
-            "features_only=True"
-        )
-    args = _rebuild_args(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, CONFIG_NAME)
-        save_config_for_hf(model, path, model_args=args)
-        config = json.loads(path.read_text(encoding="utf-8"))
-    config["model_args"] = args
-    _write_folder(folder, model, config, {"format": "pt"})
-    return folder
-
-
-def _rebuild_args(model: Any) -> dict[str, Any]:
-    """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
-    embed = model.patch_embed
-    passed = getattr(model, "_model_args", {})
-    args = {key: value for key, value in passed.items() if key != "num_classes" and not key.endswith("_rate")}
-    args["patch_size"] = list(embed.patch_size)
-    args.update(in_chans=embed.proj.in_channels, global_pool=model.global_pool, img_size=list(embed.img_size))
-    if isinstance(embed, OverlapPatchEmbed):
-        args["stride"] = embed.stride[0]
-    return args
-
-
-def published_head(variant: Variant, cache_dir: str | Path | None = None) -> DenoiserHead:
-    """The head of a variant, from its repository, the package's own files, or a user's source.
-
-    Raises:
-        RuntimeError: if it has none.
-    """
-    if variant.head is not None:
-        return load_head(variant.head, cache_dir=cache_dir)
-    path = _published_file(variant, cache_dir)
-    if path.suffix == ".safetensors":
-        return _read_head(path, {"grid_size": list(variant.grid_size)})
-    return head_from_state(read_checkpoint(path), {}, path)
-
-
-def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
-    """The distilled weights of a variant, under timm's keys."""
-    return read_checkpoint(_published_file(variant, cache_dir))
-
-
-def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> DenoiserHead:
-    """Build the head that a state dict describes.
-
-    Args:
-        state: keys as the authors', `pos_embed` and `denoiser.*`.
-        config: what is known of it besides, any of `grid_size`, `num_blocks`, `dim`; the grid is square if not given.
-        source: where it came from, for error messages.
-
-    Raises:
-        ValueError: if keys, shapes or values are not a head's, or not those of `config`.
-    """
-    positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3 or not any(key.startswith("denoiser.") for key in state):
-        raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
-    length, dim = positions.shape[1:]
-    blocks = {int(match[1]) for key in state if (match := re.match(r"denoiser\.(\d+)\.", key))}
-    grid_size = as_grid(config["grid_size"]) if config.get("grid_size") else (math.isqrt(length), math.isqrt(length))
-    if grid_size[0] * grid_size[1] != length:
-        raise ValueError(
-            f"{source}: 'pos_embed' has {length} positions, which do not fill a {grid_size[0]} x {grid_size[1]} grid; "
-            "the file needs the metadata entry grid_size, or a config.json beside it (see save_head)"
-        )
+    repo, revision = split_source(source)
     try:
-        head = DenoiserHead(dim, grid_size, max(len(blocks), 1))
-        head.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{source} is no denoiser head: {error}") from error
-    for key, value in (("dim", head.dim), ("num_blocks", head.num_blocks)):
-        if config.get(key, value) != value:
-            raise ValueError(f"{source} holds a head of {key} {value}, its configuration says {config[key]!r}")
-    return head.eval()
+        (path,) = fetch(repo, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir, check_cached=False)
+    except RemoteEntryNotFoundError:
+        return source, None
+    except LocalEntryNotFoundError:
+        if cached(repo, PICKLED_WEIGHTS, revision, cache_dir) is None:
+            raise
+        return source, None
+    return f"{repo}@{commit_of(path)}", path
 
 
-def name_a_denoiser(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of a model with its denoiser, not of a head alone."""
-    return any(key.endswith("denoiser.pos_embed") for key in keys)
+def commit_of(path: Path) -> str:
+    """The commit of a file in the cache, whose path is .../snapshots/<commit>/<file>."""
+    return path.relative_to(storage_of(path)).parts[1]
 
 
-def holds_denoiser(checkpoint: str | Path) -> bool:
-    """Whether a local checkpoint (a file, or a folder as timm saves it) is a model with its denoiser, not a head.
+def storage_of(path: Path) -> Path:
+    """The folder of a cached file's repository."""
+    return next(parent.parent for parent in path.parents if parent.name == "snapshots")
 
-    False too for what is no file, or cannot be read here: timm knows more formats, and says what is wrong.
+
+def cached(repo: str, file: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
+    """The path of a file that is in the cache; no request is made."""
+    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """What the Hub said a large cached file hashes to; None for a small one, or if that is not kept.
+
+    The cache keeps it as the name of the blob that a file links to, where the file system has links.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        candidates = [path / name for name in (WEIGHTS_NAME, "pytorch_model.bin")]
-        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    if not path.is_file():
-        return False
-    return name_a_denoiser(_keys(path))
+    return _as_sha256(Path(os.readlink(path)).name) if path.is_symlink() else None
 
 
-def is_saved_model(folder: str | Path) -> bool:
-    """Whether a folder is a whole model as timm or `save_model` writes it, not a head."""
-    path = Path(folder, CONFIG_NAME)
-    return path.is_file() and "architecture" in _read_json(path)
+def _as_sha256(etag: str | None) -> str | None:
+    """The ETag of a large file is its SHA-256; that of a small one is something shorter."""
+    return etag if etag is not None and len(etag) == 64 else None
 
 
-def _keys(path: Path) -> set[str]:
-    """The names of a checkpoint's tensors; none if it cannot be read."""
-    if path.suffix != ".safetensors":
-        return checkpoint_keys(path)
+def _fetch(
+    repo: str, file: str, revision: str | None, cache_dir: str | Path | None, sha256: str | None, check_cached: bool
+) -> Path:
+    name = f"{repo}/{file}" + (f" at {revision}" if revision else "")
+    with explained(f"get {name}", repo):
+        was_cached = cached(repo, file, revision, cache_dir)
+        path = _download(repo, file, revision, cache_dir)
+        is_new = path != was_cached
+        if not (is_new or check_cached) or _is_sound(repo, file, path, sha256, is_new):
+            return path
+    commit = commit_of(path)
+    _discard(path)
+    with explained(f"get {name} again (what was in the cache is damaged and was removed)", repo):
+        path = _download(repo, file, commit, cache_dir, force=True)
+        if _is_sound(repo, file, path, sha256, is_new=True):
+            return path
+    _discard(path)
+    wanted = "the SHA-256 that dvt-timm has on record" if sha256 else "the one that the Hub names"
+    raise ValueError(
+        f"{repo}/{file} at {commit} was downloaded twice and its SHA-256 is not {wanted}; it was removed from the "
+        "cache. Try another network, and tell the owner of the repository if it happens again"
+    )
+
+
+def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path | None, force: bool = False) -> Path:
     try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError):
-        return set()
+        found = hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir, force_download=force, **CLIENT)
+    except ValueError as error:  # all that the client says if it cannot force a download
+        if force and isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
+        raise
+    return Path(found)
 
 
-def _published_file(variant: Variant, cache_dir: str | Path | None) -> Path:
-    if variant.file is None:
-        raise RuntimeError(
-            f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
-            "or build with pretrained=False"
-        )
-    if variant.repo is None:
-        return weights_path(variant.file)
-    path = _download(variant.repo, variant.file, variant.revision, cache_dir)
-    if variant.sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != variant.sha256:
-        raise ValueError(f"{variant.repo}/{variant.file} is not the published file (sha256 differs); remove {path}")
-    return path
+def _is_sound(repo: str, file: str, path: Path, sha256: str | None, is_new: bool) -> bool:
+    """Whether the bytes of a cached file are what they should be."""
+    expected = sha256 or recorded_sha256(path)
+    if expected is None and is_new and not path.is_symlink():
+        url = hf_hub_url(repo, file, revision=commit_of(path))
+        expected = _as_sha256(get_hf_file_metadata(url, **CLIENT).etag)
+    return expected is None or expected == sha256_of(path)
 
 
-def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a head, checked."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
-    config = _read_json(path)
-    if "architecture" in config:
-        raise ValueError(f"{path.parent} is a whole model, not a head; load it as timm's 'local-dir:{path.parent}'")
-    schema = config.get("schema", SCHEMA)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; update dvt-timm")
-    return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config
-
-
-def _read_head(path: Path, config: Mapping[str, Any]) -> DenoiserHead:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is not a .safetensors file")
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    if "grid_size" in metadata:
-        grid_size = json.loads(metadata["grid_size"])
-        if config.get("grid_size", grid_size) != grid_size:
-            raise ValueError(
-                f"{path} has grid_size {grid_size}, its configuration {config['grid_size']}: they do not belong "
-                "together; save the head again"
-            )
-        config = {**config, "grid_size": grid_size}
-    state = {key: value.float() for key, value in load_file(path).items()}
-    return head_from_state(state, config, path)
+def _discard(path: Path) -> None:
+    """Remove a file from the cache, with the blob it links to."""
+    if path.is_symlink():
+        path.parent.joinpath(os.readlink(path)).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def explained(action: str, repo: str) -> Iterator[None]:
+    """Errors of the Hub's client and of the disk, with a text that says what failed, why, and what to do.
+
+    Args:
+        action: what is tried, as in "get user/repo/config.json".
+        repo: "user/repo".
+
+    Raises:
+        OSError: of the client's own class where it has one.
+        ValueError: for what is no name of a repository.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"cannot {action}: {error}") from None
+    except (OSError, HTTPError) as error:
+        text = f"cannot {action}: " + "; ".join(_reason(error, repo))
+        raise _with_text(error, text) from None
 
 
-def _write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> None:
-    text = json.dumps(config, indent=2) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in module.state_dict().items()}
-    with replacing(folder / WEIGHTS_NAME) as path:
-        save_file(state, path, metadata)
-    with replacing(folder / CONFIG_NAME) as path:
-        path.write_text(text, encoding="utf-8")
+def _with_text(error: Exception, text: str) -> Exception:
+    """An error of the same class where its class says something, else a ConnectionError."""
+    if isinstance(error, HfHubHTTPError):
+        return type(error)(text, response=error.response)
+    if isinstance(error, LocalEntryNotFoundError):
+        return LocalEntryNotFoundError(text)
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, text)
+    return ConnectionError(text)
 
 
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
-    scratch = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        scratch.touch()
-        mode = scratch.stat().st_mode
-        yield scratch
-        scratch.chmod(mode)  # safetensors makes files that only their owner can read
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+def _reason(error: BaseException, repo: str) -> tuple[str, str]:
+    """(what is wrong, what to do)."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return _unreachable_reason(error.__cause__, repo)
+    if isinstance(error, HfHubHTTPError):
+        return _refusal_reason(error, repo)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set", "unset it"
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return f"the disk is full ({_first_line(error)})", "free some, or set HF_HOME or cache_dir to another disk"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _first_line(error), "check the permissions of the cache, or set HF_HOME or cache_dir to another folder"
+    return f"the connection broke ({_first_line(error)})", "run it again; nothing unfinished was kept"
+
+
+def _unreachable_reason(cause: BaseException | None, repo: str) -> tuple[str, str]:
+    """Of a file that is neither in the cache nor to be had."""
+    if isinstance(cause, HfHubHTTPError):
+        reason, remedy = _refusal_reason(cause, repo)
+        return f"{reason}, and it is not in the cache", remedy
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set and it is not in the cache", "unset it, or load it once with a network"
+    detail = f" ({_first_line(cause)})" if cause is not None else ""
+    return (
+        f"{constants.ENDPOINT} cannot be reached{detail} and it is not in the cache",
+        "check network, proxy and HF_ENDPOINT, or pass a head of your own as denoiser=...; "
+        "vit_small_patch14_dinov2.dvt_demo needs no network",
+    )
+
+
+def _refusal_reason(error: HfHubHTTPError, repo: str) -> tuple[str, str]:
+    """Of an answer of the Hub that is an error."""
+    page, status = f"{constants.ENDPOINT}/{repo}", error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return "access to it is restricted", f"ask for it at {page}, then `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        private = "check its name; if it is private, `hf auth login` or set HF_TOKEN"
+        return f"there is no repository {repo} at {constants.ENDPOINT}, or it is private", private
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision", f"choose one of {page}/commits/main"
+    if isinstance(error, RemoteEntryNotFoundError):
+        return "the repository has no such file", f"see {page}/tree/main; dvt_timm.push_to_hub makes such repositories"
+    if status in (401, 403):
+        return f"the Hub refuses the token ({status})", "check HF_TOKEN, or `hf auth login` with one that may do this"
+    if status == 429:
+        return "the Hub gets too many requests (429)", "wait some minutes; with a token (HF_TOKEN) more are allowed"
+    if status >= 500:
+        return f"the Hub fails ({status})", "try again later; https://status.huggingface.co tells more"
+    return f"the Hub answers {status} ({error.server_message or _first_line(error)})", "change what it objects to"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

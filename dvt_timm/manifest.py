@@ -71,6 +71,11 @@ def named_patch_size(arch: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def backbone_of(name: str) -> str:
+    """The plain timm name behind a published denoised one; any other name as it is."""
+    return next((variant.base for variant in published_variants() if variant.name == name), name)
+
+
 @cache
 def read_manifest() -> dict[str, Any]:
     """The parsed manifest: `bases` (timm name -> channels, published figures, note) and `variants`."""

@@ -14,9 +14,11 @@ import timm.models
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .factory import NOWHERE, build_model, refuse_lost_head, warn_of_lost_tag
-from .head import DenoiserHead
+from .checkpoints import plain_model
+from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
+from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path
+from .saved import saved_head
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
@@ -70,7 +72,7 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     published = {variant.name for variant in published_variants()}
     if name in published or (name not in _variants and tag in _default_cfg(arch).cfgs):
         raise ValueError(f"the tag {tag!r} of {arch} is taken; choose another")
-    _add(Variant(name, known.base, head=head, base_file=known.base_file))
+    _add(dataclasses.replace(_user_variant(base, head), name=name))
     _install(arch)
 
 
@@ -112,6 +114,8 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
     @functools.wraps(plain)
     def entrypoint(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+        if found := _find_saved_head(pretrained_cfg, kwargs.get("cache_dir")):
+            return _build_saved_head(plain, *found, pretrained=pretrained, **kwargs)
         tag = _tag(pretrained_cfg)
         variant = _variants.get(f"{arch}.{tag}")
         known = [name for name in list_variants() if name.startswith(f"{arch}.")]
@@ -122,17 +126,63 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             )
         if variant is None and kwargs.get("denoiser") is None and kwargs.get("stride") is None:
             kwargs = {key: value for key, value in kwargs.items() if key not in ("denoiser", "stride")}
-            if pretrained:
-                refuse_lost_head(arch, pretrained_cfg, kwargs.get("pretrained_cfg_overlay"))
             if known:
                 warn_of_lost_tag(arch, pretrained_cfg)
-            return plain(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+            return build_plain(plain, pretrained_cfg, pretrained=pretrained, **kwargs)
         cfg = _as_cfg(arch, pretrained_cfg)
         base_cfg = cfg if variant is None else _base_cfg(variant)
         return build_model(plain, variant, cfg, base_cfg, pretrained=pretrained, **kwargs)
 
     entrypoint._plain = plain  # type: ignore[attr-defined]
     return entrypoint
+
+
+def _find_saved_head(cfg: Any, cache_dir: Any) -> tuple[str, dict[str, Any]] | None:
+    source = field(cfg, "source")
+    return saved_head(source, field(cfg, "file" if source == "local-dir" else "hf_hub_id"), cache_dir)
+
+
+def _build_saved_head(
+    plain: Callable[..., nn.Module],
+    location: str,
+    config: Mapping[str, Any],
+    *,
+    pretrained: bool,
+    denoiser: Any = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A head's folder or repository in the place of a model's: its base with this head, or a caller's own `denoiser`.
+
+    Raises:
+        ValueError: if timm does not know the base that it names.
+    """
+    base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
+    if not isinstance(base, str) or base.partition(".")[0] != plain.__name__:
+        raise ValueError(f"{location}: its base is {base!r}, which is no {plain.__name__}; save or push the head again")
+    try:
+        patch = plain_model(base).patch_embed.patch_size
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}; update timm, or pass it as denoiser=... on a model you have") from error
+    variant = _user_variant(base, location)
+    grid = as_grid(shape["grid_size"])  # type: ignore[arg-type]
+    cfg = _listed_cfg(variant, (3, grid[0] * patch[0], grid[1] * patch[1]))
+    if denoiser == shape:
+        denoiser = None if pretrained else shape
+    return build_model(
+        plain,
+        variant if pretrained else None,
+        cfg,
+        _base_cfg(variant),
+        pretrained=pretrained,
+        denoiser=denoiser,
+        **kwargs,
+    )
+
+
+def _user_variant(base: str, head: str | Path | None) -> Variant:
+    """A head on the backbone of a name, embedded weights included."""
+    known = _variants.get(base, Variant(base, base))
+    return Variant(known.base, known.base, head=head, base_file=known.base_file, base_sha256=known.base_sha256)
 
 
 def _plain_entrypoint(arch: str) -> Callable[..., nn.Module]:
@@ -172,13 +222,13 @@ def _base_cfg(variant: Variant) -> Any:
     return dataclasses.replace(cfg, **{**NOWHERE, "file": str(weights_path(variant.base_file))})
 
 
-def _listed_cfg(variant: Variant) -> Any:
+def _listed_cfg(variant: Variant, input_size: tuple[int, int, int] | None = None) -> Any:
     """What timm lists for a name: the base tag's cfg with our sizes, without a source if there are no weights."""
     cfg = dataclasses.replace(
         _base_cfg(variant),
         architecture=variant.arch,
         tag=variant.tag,
-        input_size=variant.input_size,
+        input_size=input_size or variant.input_size,
         crop_pct=1.0,
         fixed_input_size=False,
     )

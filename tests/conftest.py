@@ -1,8 +1,51 @@
+"""A Hub of the tests' own, named in the environment before `huggingface_hub` reads it; no other is ever asked."""
+
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
 
-import torch
+import pytest
+from hub_server import Hub
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests that need a Hub bring their own
+HUB = Hub()
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(name, None)
+
+import huggingface_hub  # noqa: E402
+import torch  # noqa: E402
+from huggingface_hub.utils import _http  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The server, empty, with a cache of the test's own; a request that it does not know fails the test."""
+    HUB.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub-cache")))
+    for module in (_http, huggingface_hub.file_download):  # the client's waits between its attempts
+        monkeypatch.setattr(module, "time", Hurried)
+    yield HUB
+    assert HUB.wrong == []
+
+
+class Hurried:
+    """`time` without its waits, which are noted down."""
+
+    waited: ClassVar[list[float]] = []
+
+    @classmethod
+    def sleep(cls, seconds: float) -> None:
+        cls.waited.append(seconds)
+
+
+@pytest.fixture
+def cache(hub: Hub) -> Path:
+    """The folder of the client's cache."""
+    return Path(huggingface_hub.constants.HF_HUB_CACHE)

@@ -17,14 +17,13 @@ import pytest
 import timm
 import torch
 from helpers import DEMO, random_head
-from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import dvt_timm
-from dvt_timm import cli, extract, hub, manifest, registry
+from dvt_timm import cli, extract, manifest, registry
 
 DEMO_HEAD = manifest.weights_path("demo/head.safetensors")
 
@@ -271,14 +270,11 @@ def test_what_cannot_be_built(tmp_path: Path, capsys: Any, options: list[str], m
     assert message in fails(capsys, "features", str(image), "--out", str(tmp_path / "out"), *options)
 
 
-def test_no_network(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*args: Any) -> Path:
-        raise LocalEntryNotFoundError("cannot reach\nthe Hub")
-
-    monkeypatch.setattr(hub, "_download", download)
+def test_what_the_hub_does_not_have(tmp_path: Path, capsys: Any) -> None:
     name = "vit_small_patch14_dinov2.dvt"
     line = fails(capsys, "features", str(saved(tmp_path / "a.png")), "--out", str(tmp_path / "out"), "--model", name)
-    assert line == f"dvt-timm: error: cannot build {name}: cannot reach the Hub"
+    assert line.startswith(f"dvt-timm: error: cannot build {name}: cannot get jjiaweiyang/DVT/voc_denoised/vit_small")
+    assert "HF_TOKEN" in line
 
 
 def test_damaged_checkpoint(tmp_path: Path, capsys: Any) -> None:
@@ -318,11 +314,11 @@ def test_bad_patch(patch: str, capsys: Any) -> None:
 
 def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
-    hub.save_head(random_head(384, (5, 4)), tmp_path / "head", base="vit_small_patch14_dinov2.lvd142m")
+    dvt_timm.save_head(random_head(384, (5, 4)), tmp_path / "head", base="vit_small_patch14_dinov2.lvd142m")
     whole = timm.create_model(DEMO, pretrained=True, num_classes=0)
     with torch.no_grad():
         whole.denoiser.pos_embed += 1
-    hub.save_model(whole, tmp_path / "whole")
+    dvt_timm.save_model(whole, tmp_path / "whole")
     save_for_hf(whole, tmp_path / "timm", safe_serialization=False)
     results = []
     for form in (DEMO_HEAD, "head", "head/model.safetensors", "whole", "whole/model.safetensors", "timm"):
@@ -341,7 +337,7 @@ def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> N
 
 def test_a_saved_model_keeps_its_stride(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
-    hub.save_model(timm.create_model(DEMO, pretrained=True, num_classes=0, stride=7), tmp_path / "dense")
+    dvt_timm.save_model(timm.create_model(DEMO, pretrained=True, num_classes=0, stride=7), tmp_path / "dense")
     assert run("a.png", "--checkpoint", "dense") == 0
     assert load_file(tmp_path / "out/a.safetensors")["denoised"].shape == (7, 11, 384)
     metadata = metadata_of(tmp_path / "out/a.safetensors")

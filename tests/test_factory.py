@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm import hub
+from dvt_timm import saved
 from dvt_timm.manifest import weights_path
 
 BASE_FILE = weights_path("demo/backbone.safetensors")
@@ -167,11 +167,7 @@ class TestPretrained:
             assert torch.equal(model.norm.bias, base["norm.bias"])
             assert hasattr(model, "denoiser")
 
-    def test_own_weights_of_a_distilled_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def download(*args: Any) -> Path:
-            raise AssertionError("nothing is to be downloaded")
-
-        monkeypatch.setattr(hub, "_download", download)
+    def test_own_weights_of_a_distilled_name(self, tmp_path: Path) -> None:
         state = timm.create_model("vit_base_patch14_dinov2", depth=1).state_dict()
         save_file(state, tmp_path / "mine.safetensors")
         name, overlay = "vit_base_patch14_dinov2.dvt_voc_distilled", {"file": str(tmp_path / "mine.safetensors")}
@@ -263,7 +259,7 @@ class TestLostTags:
         np.savez(tmp_path / "jax.npz", kernel=np.zeros(3))
         (tmp_path / "text.pth").write_text("no checkpoint")
         for name in ("jax.npz", "text.pth", "missing.pth"):
-            assert not hub.holds_denoiser(tmp_path / name)
+            assert not saved.holds_denoiser(tmp_path / name)
 
     def test_a_checkpoint_of_timms_train_script(self, demo: Any, tmp_path: Path) -> None:
         """It holds the script's arguments, and a classifier of its own."""

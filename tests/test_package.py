@@ -15,9 +15,15 @@ from helpers import DEMO, ROOT
 PACKAGE = ROOT / "dvt_timm"
 ORDER = [  # a module imports from those further right only
     "cli",
+    "pins",
+    "listing",
+    "push",
     "extract",
     "registry",
     "factory",
+    "published",
+    "saved",
+    "checkpoints",
     "hub",
     "loading",
     "models",
@@ -25,6 +31,7 @@ ORDER = [  # a module imports from those further right only
     "convert",
     "head",
     "manifest",
+    "files",
     "viz",
     "panel",
     "_version",

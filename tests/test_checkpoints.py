@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DEMO, GOLDEN, needs_golden, random_head
+from helpers import DEMO, random_head
 from safetensors.torch import load_file, save_file
 
 import dvt_timm
-from dvt_timm import hub, registry
-from dvt_timm.convert import read_checkpoint
-from dvt_timm.manifest import Variant
+from dvt_timm import checkpoints, registry
 
 BASE = "vit_small_patch14_dinov2.lvd142m"
 
@@ -50,7 +48,7 @@ def test_an_interrupted_write_leaves_the_old_head(tmp_path: Path, monkeypatch: p
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         dvt_timm.save_head(random_head(seed=2), tmp_path, base=BASE)
     assert torch.equal(dvt_timm.load_head(tmp_path).pos_embed, old.pos_embed)
@@ -171,50 +169,6 @@ def test_a_grid_that_only_the_metadata_knows(tmp_path: Path) -> None:
         dvt_timm.load_head(tmp_path / "head.safetensors")
 
 
-class TestPublished:
-    """Official checkpoints, once they are on disk (the download itself is huggingface_hub's)."""
-
-    @pytest.fixture
-    def on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        asked = []
-
-        def download(repo: str, file: str, revision: str | None, cache_dir: Any) -> Path:
-            asked.append((repo, file, revision, cache_dir))
-            return tmp_path / "checkpoint.pth"
-
-        monkeypatch.setattr(hub, "_download", download)
-        return tmp_path / "checkpoint.pth", asked
-
-    def test_a_denoised_file(self, on_disk) -> None:
-        path, asked = on_disk
-        head = random_head(384, (6, 6))
-        torch.save({"denoiser": head.state_dict(), "step": 7}, path)
-        loaded = hub.published_head(registry.get_variant("vit_small_patch14_dinov2.dvt_voc"), "cache")
-        assert torch.equal(loaded.pos_embed, head.pos_embed)
-        assert asked == [("jjiaweiyang/DVT", "voc_denoised/vit_small_patch14_dinov2.lvd142m.pth", "main", "cache")]
-
-    def test_a_distilled_file_through_create_model(self, on_disk) -> None:
-        import timm
-
-        path, _ = on_disk
-        plain = timm.create_model("vit_base_patch16_224.dino", depth=1)
-        plain.norm.bias.data += 1
-        torch.save({"model": {f"model.{key}": value for key, value in plain.state_dict().items()}}, path)
-        for options in ({}, {"in_chans": 1}, {"img_size": 64}, {"features_only": True, "out_indices": [0]}):
-            name = "vit_base_patch16_224.dvt_dino_voc_distilled"
-            model = timm.create_model(name, pretrained=True, depth=1, **options)
-            assert not hasattr(model, "denoiser")
-            if "features_only" not in options:
-                assert torch.equal(model.norm.bias, plain.norm.bias)
-
-    def test_a_file_that_is_not_the_pinned_one(self, on_disk) -> None:
-        path, _ = on_disk
-        torch.save({"denoiser": random_head().state_dict()}, path)
-        pinned = Variant("a_patch16.b", "a_patch16.c", repo="r/r", file="f.pth", sha256="0" * 64)
-        with pytest.raises(ValueError, match="sha256"):
-            hub.published_head(pinned)
-
-
 def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
     import hashlib
 
@@ -227,50 +181,3 @@ def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
     ):
         data = weights_path(file).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
-
-
-class TestConvert:
-    @needs_golden
-    @pytest.mark.parametrize("name", ["d128_g37_b1", "d192_g32_b2"])
-    def test_the_authors_files(self, name: str) -> None:
-        """They hold a numpy float64 scalar, which weights_only alone refuses."""
-        path = GOLDEN / f"official_denoiser_{name}.pth"
-        with pytest.raises(pickle.UnpicklingError):
-            torch.load(path, weights_only=True)
-        assert "pos_embed" in read_checkpoint(path)
-
-    def test_a_numpy_scalar_is_admitted(self, tmp_path: Path) -> None:
-        import numpy as np
-
-        path = tmp_path / "a.pth"
-        torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": np.float64(0.1)}}, path)
-        assert read_checkpoint(path).keys() == {"pos_embed"}
-
-    def test_the_prefix_is_stripped_only_where_it_is_one(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.pth"
-        torch.save({"model": {"model.a.model.b": torch.ones(1), "c.model.d": torch.ones(1)}}, path)
-        assert read_checkpoint(path).keys() == {"a.model.b", "c.model.d"}
-
-    def test_code_does_not_run(self, tmp_path: Path) -> None:
-        class Hostile:
-            def __reduce__(self):
-                return (Path.touch, (tmp_path / "ran",))
-
-        path = tmp_path / "a.pth"
-        torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": Hostile()}, path)
-        with pytest.raises(ValueError, match="cannot be read"):
-            read_checkpoint(path)
-        assert not (tmp_path / "ran").exists()
-
-    @pytest.mark.parametrize("content", [{"step": 1}, [1, 2], {"denoiser": {"a": 1}}])
-    def test_other_contents(self, tmp_path: Path, content: Any) -> None:
-        torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(ValueError, match=r"a\.pth holds"):
-            read_checkpoint(tmp_path / "a.pth")
-
-    def test_truncated(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.pth"
-        torch.save({"denoiser": random_head().state_dict()}, path)
-        path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ValueError, match="cannot be read"):
-            read_checkpoint(path)

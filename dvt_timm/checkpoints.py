@@ -1,0 +1,255 @@
+"""Heads as files: in folders and in repositories of the Hub."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.layers import PatchEmbed
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from . import hub
+from ._version import __version__
+from .convert import is_head
+from .files import read_json, replacing
+from .head import DenoiserHead, as_grid
+from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
+from .manifest import published_variants
+
+SCHEMA = 1  # of the config.json that this version writes
+WRITTEN = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__}  # what every config.json begins with
+
+
+def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> DenoiserHead:
+    """Load a denoiser head.
+
+    Args:
+        source: a folder written by `save_head`, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
+        cache_dir: where the Hub client keeps its files, its own default if None.
+
+    Returns:
+        The head in evaluation mode, float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`, or it is neither cached nor to be had from the Hub.
+        OSError: if the Hub refuses or fails; the class is the Hub client's.
+        ValueError: if the file is damaged, its keys or shapes are not a head's, or its values are not finite.
+    """
+    return read_head(source, cache_dir)[0]
+
+
+def read_head(source: str | Path, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
+    """As `load_head`, with the head's configuration, which is empty for a lone file."""
+    if str(source).startswith(HUB_PREFIX):
+        repo, revision = hub.split_source(str(source))
+        (path,) = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
+        config = _read_config(path, str(source))
+        (weights,) = hub.fetch(repo, WEIGHTS_NAME, revision=hub.commit_of(path), cache_dir=cache_dir)
+        return _read_head(weights, config), config
+    path = Path(source)
+    if path.is_dir():
+        config = _read_config(path / CONFIG_NAME, f"local-dir:{path}")
+        return _read_head(path / WEIGHTS_NAME, config), config
+    return _read_head(path, {}), {}
+
+
+def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int | None = None) -> Path:
+    """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head. Each file appears whole or
+    not at all, the configuration last.
+
+    Args:
+        head: the denoiser.
+        folder: made if it does not exist.
+        base: timm name of the backbone it was trained on, "arch.tag".
+        stride: distance of two patches in pixels that it was trained at, None for the patch size.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: if `head` is no `DenoiserHead`.
+        ValueError: if timm knows no ViT `base`.
+    """
+    if not isinstance(head, DenoiserHead):
+        raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
+    metadata = {"format": "pt", "grid_size": json.dumps(head.config["grid_size"])}
+    return write_folder(Path(folder), head, head_config(head, base, stride), metadata)
+
+
+def head_config(head: DenoiserHead, base: str, stride: int | None = None) -> dict[str, Any]:
+    """What `config.json` says of a head: what it is, what it belongs to, and what timm needs to build both.
+
+    Raises:
+        ValueError: if timm knows no ViT `base`.
+    """
+    arch, _, tag = base.partition(".")
+    patch_size = plain_model(base).patch_embed.patch_size[0]
+    overlap = {} if stride in (None, patch_size) else {"stride": stride}
+    return {
+        **WRITTEN,
+        "kind": "head",
+        "base": base,
+        "base_sha256": base_sha256(base),
+        "dim": head.dim,
+        **head.config,
+        "patch_size": patch_size,
+        "stride": stride or patch_size,
+        "architecture": arch,
+        "pretrained_cfg": {"tag": tag},
+        "model_args": {"denoiser": head.config, **overlap},
+    }
+
+
+def plain_model(base: str) -> Any:
+    """A timm ViT without weights or memory, for its sizes.
+
+    Raises:
+        ValueError: if timm knows no such ViT.
+    """
+    try:
+        get_pretrained_cfg(base)
+        with torch.device("meta"):
+            model = timm.create_model(base)
+    except RuntimeError as error:
+        raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
+    if not isinstance(getattr(model, "patch_embed", None), PatchEmbed):
+        raise ValueError(f"{base} is no ViT, whose patch tokens a head could denoise")
+    return model
+
+
+def base_sha256(base: str, cache_dir: str | Path | None = None) -> str | None:
+    """The SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if not known."""
+    for variant in published_variants():
+        if variant.name == base and variant.base_file is not None:
+            return variant.base_sha256
+    repo, revision = hub.split_source(get_pretrained_cfg(base).hf_hub_id or "")
+    path = hub.cached(repo, WEIGHTS_NAME, revision, cache_dir) if repo else None
+    return None if path is None else hub.recorded_sha256(path)
+
+
+def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> DenoiserHead:
+    """Build the head that a state dict describes.
+
+    Args:
+        state: keys as the authors', `pos_embed` and `denoiser.*`.
+        config: what is known of it besides, any of `grid_size`, `num_blocks`, `dim`; the grid is square if not given.
+        source: where it came from, for error messages.
+
+    Raises:
+        ValueError: if keys, shapes or values are not a head's, or not those of `config`.
+    """
+    positions = state.get("pos_embed")
+    if positions is None or positions.ndim != 3 or not is_head(state):
+        raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
+    check_finite(state, source)
+    length, dim = positions.shape[1:]
+    blocks = {int(match[1]) for key in state if (match := re.match(r"denoiser\.(\d+)\.", key))}
+    grid_size = as_grid(config["grid_size"]) if config.get("grid_size") else (math.isqrt(length), math.isqrt(length))
+    if grid_size[0] * grid_size[1] != length:
+        raise ValueError(
+            f"{source}: 'pos_embed' has {length} positions, which do not fill a {grid_size[0]} x {grid_size[1]} grid; "
+            "the file needs the metadata entry grid_size, or a config.json beside it (see save_head)"
+        )
+    try:
+        head = DenoiserHead(dim, grid_size, max(len(blocks), 1))
+        head.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{source} is no denoiser head: {error}") from error
+    for key, value in (("dim", head.dim), ("num_blocks", head.num_blocks)):
+        if config.get(key, value) != value:
+            raise ValueError(f"{source} holds a head of {key} {value}, its configuration says {config[key]!r}")
+    return head.eval()
+
+
+def check_finite(state: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The same tensors; ValueError if a value of theirs is not finite."""
+    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
+    return state
+
+
+def _read_config(path: Path, model_name: str) -> dict[str, Any]:
+    """The configuration of a head, checked; `model_name` is what timm would call it if it were a model."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
+    config = read_json(path)
+    check_schema(path, config)
+    if not is_head_config(config):
+        raise ValueError(f"{path} is of a whole model, not of a head; load it as timm.create_model({model_name!r})")
+    if not isinstance(config.get("base", ""), str):
+        raise ValueError(f"{path}: base must be the name of a timm model, got {config['base']!r}")
+    return config
+
+
+def is_head_config(config: Mapping[str, Any]) -> bool:
+    return "architecture" not in config or config.get("kind") == "head"
+
+
+def check_schema(path: Path, config: Mapping[str, Any]) -> None:
+    schema = config.get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        by = f" (dvt-timm {config['version']})" if "version" in config else ""
+        raise ValueError(f"{path} has schema {schema!r}{by}, this version reads {SCHEMA}; update dvt-timm")
+
+
+def _read_head(path: Path, config: Mapping[str, Any]) -> DenoiserHead:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a .safetensors file")
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    if "grid_size" in metadata:
+        grid_size = _parse_grid(path, metadata["grid_size"])
+        if config.get("grid_size", grid_size) != grid_size:
+            raise ValueError(
+                f"{path} has grid_size {grid_size}, its configuration {config['grid_size']}: they do not belong "
+                "together; save the head again"
+            )
+        config = {**config, "grid_size": grid_size}
+    return head_from_state({key: value.float() for key, value in read_tensors(path).items()}, config, path)
+
+
+def _parse_grid(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata entry grid_size is no JSON, {text[:40]!r}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    with _opened(path):
+        return load_file(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> Path:
+    text = json.dumps(config, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    with replacing(folder / WEIGHTS_NAME) as path:
+        save_file(state, path, metadata)
+    with replacing(folder / CONFIG_NAME) as path:
+        path.write_text(text, encoding="utf-8")
+    return folder

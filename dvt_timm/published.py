@@ -1,0 +1,118 @@
+"""The authors' published files: heads and distilled weights, from the Hub or from a copy on disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import hub
+from .checkpoints import check_finite, head_from_state, plain_model, read_head, read_tensors, save_head
+from .convert import is_head, read_checkpoint
+from .files import replacing
+from .head import DenoiserHead
+from .manifest import Variant, weights_path
+from .saved import save_model
+
+logger = logging.getLogger("dvt_timm")
+
+
+def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | None = None) -> Path:
+    """Turn an authors' `.pth` into a folder: a head as `save_head` writes it, or distilled weights as `save_model`.
+
+    Args:
+        source: a denoised or distilled checkpoint.
+        folder: made if it does not exist.
+        base: timm name of the backbone, "arch.tag"; by default the name of the file, as the authors' files have it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such checkpoint, is damaged, would run code, or does not fit `base`.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} not found; give one of the authors' .pth files")
+    base = base or source.name.removesuffix(".pth")
+    dim = plain_model(base).embed_dim
+    state = read_checkpoint(source)
+    if is_head(state):
+        head = head_from_state(state, {}, source)
+        if head.dim != dim:
+            raise ValueError(f"{source} holds a head {head.dim} channels wide, {base} has {dim}; pass its own base")
+        return save_head(head, folder, base=base)
+    try:
+        weights = {"state_dict": check_finite(state, source)}
+        model = timm.create_model(base, pretrained=True, num_classes=0, pretrained_cfg_overlay=weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit {base}: {error}") from error
+    return save_model(model, folder)
+
+
+def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
+    """The head of a variant, from its repository, the package's own files, or a user's source, and its configuration.
+
+    Raises:
+        RuntimeError: if it has none.
+        OSError: if it is not to be had.
+        ValueError: if it is damaged.
+    """
+    if variant.head is not None:
+        return read_head(variant.head, cache_dir)
+    config = {"grid_size": list(variant.grid_size), "base": variant.base}
+    return head_from_state(*_published_tensors(variant, cache_dir, config)), config
+
+
+def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+    """The distilled weights of a variant, under timm's keys; errors as those of `published_head`."""
+    state, _, source = _published_tensors(variant, cache_dir, {})
+    return check_finite(state, source)
+
+
+def _published_tensors(
+    variant: Variant, cache_dir: str | Path | None, config: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """The tensors of a variant's file, with what is known of them and where they come from."""
+    if variant.file is None:
+        raise RuntimeError(
+            f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
+            "or build with pretrained=False"
+        )
+    if variant.repo is None:
+        path = weights_path(variant.file)
+        return read_tensors(path), config, str(path)
+    (path,) = hub.fetch(
+        variant.repo,
+        variant.file,
+        revision=variant.revision,
+        cache_dir=cache_dir,
+        sha256=variant.sha256,
+        check_cached=False,
+    )
+    return _converted(path), config, f"{variant.repo}/{variant.file}"
+
+
+def _converted(path: Path) -> dict[str, Tensor]:
+    """The tensors of a cached `.pth`, which is read once: they are kept beside it as safetensors."""
+    version = hub.recorded_sha256(path) or hub.commit_of(path)
+    kept = hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
+    if kept.is_file():
+        try:
+            return read_tensors(kept)
+        except ValueError as error:
+            logger.warning("%s; it is made again", error)
+    state = read_checkpoint(path)
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        with replacing(kept) as scratch:
+            save_file({key: value.contiguous() for key, value in state.items()}, scratch, {"format": "pt"})
+    except (OSError, SafetensorError) as error:  # a cache that is full or read-only loads all the same
+        logger.info("%s is not kept: %s", kept, error)
+    return state

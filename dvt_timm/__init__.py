@@ -15,6 +15,7 @@ from .checkpoints import load_head, save_head
 from .head import DenoiserHead
 from .models import DenoisedEva, DenoisedVisionTransformer, denoise
 from .published import convert_checkpoint
+from .push import push_to_hub
 from .registry import list_variants, register_published, register_variant
 from .saved import save_model
 
@@ -27,6 +28,7 @@ __all__ = [
     "denoise",
     "list_variants",
     "load_head",
+    "push_to_hub",
     "register_variant",
     "save_head",
     "save_model",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .files import CommandError
 
 DEMO = "vit_small_patch14_dinov2.dvt_demo"
-FIGURES = {"voc_miou": ("VOC", ".2f"), "ade20k_miou": ("ADE20k", ".2f"), "nyu_rmse": ("NYU", ".4f")}
+EXPECTED = (OSError, ValueError, RuntimeError)  # of commands that report whatever stops them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 if some inputs were skipped, 2 if nothing could be done.
     """
     arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status: int = arguments.run(arguments)
+    except arguments.expected as error:
+        print(f"dvt-timm: error: {_one_line(error)}", file=sys.stderr)
+        return 2
     return status
 
 
@@ -34,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
     _add_list(commands)
+    _add_convert(commands)
+    _add_push(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -72,7 +80,7 @@ def _add_features(commands: Any) -> None:
         help="what the similarity map compares with, counted from 0,0 at the top left (default: the centre)",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.set_defaults(run=_features)
+    parser.set_defaults(run=_features, expected=CommandError)
 
 
 def _add_list(commands: Any) -> None:
@@ -84,7 +92,57 @@ def _add_list(commands: Any) -> None:
     )
     parser.add_argument("--pretrained", action="store_true", help="only those with weights")
     parser.add_argument("--json", action="store_true", help="as a JSON list of objects")
-    parser.set_defaults(run=_list)
+    parser.set_defaults(run=_list, expected=())
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="turn the authors' .pth files into safetensors",
+        description="Write a head as a folder for denoiser=FOLDER, distilled weights as one for local-dir:FOLDER. Of a "
+        "folder every .pth is converted, to the same place below DIR. Exit status 1 if one had to be skipped.",
+    )
+    parser.add_argument("source", type=Path, metavar="FILE_OR_FOLDER", help="a .pth file, or a folder of them")
+    parser.add_argument("--base", metavar="NAME", help="timm name of the backbone (default: the name of the file)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.set_defaults(run=_convert, expected=EXPECTED)
+
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="push a head or a model to the Hugging Face Hub",
+        description="Push what save_head or save_model wrote, with a model card, in one commit. Log in with `hf auth "
+        "login` or set HF_TOKEN. After a failure, run the same again.",
+    )
+    parser.add_argument("source", metavar="FOLDER", help="a head's folder or .safetensors file, or a model's folder")
+    parser.add_argument("repo", metavar="USER/REPO", help="made if it does not exist; a README.md that it has is kept")
+    parser.add_argument("--base", metavar="NAME", help="timm name of a head's backbone (default: as the folder says)")
+    parser.add_argument("--merged", action="store_true", help="push a head and its base as one model")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help='JSON, {"dataset": {"metric": value}}')
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="NAME", help="trained on it; may be given again"
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="to push to, made if it does not exist (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request rather than commit")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.set_defaults(run=_push, expected=EXPECTED)
+
+
+def _add_weights(commands: Any) -> None:
+    parser = commands.add_parser("weights", help="pin or check the published files (for maintainers)")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    pin = actions.add_parser("pin", help="write commit, size and SHA-256 of every published file into the manifest")
+    pin.add_argument("--revision", default="main", metavar="R", help="of the repositories (default: %(default)s)")
+    pin.set_defaults(run=_pin, expected=EXPECTED)
+    check = actions.add_parser(
+        "check",
+        help="compare every file with its pin",
+        description="Compare every file with its pin, and print a table. Exit status 1 if one is not as pinned.",
+    )
+    check.add_argument("--download", action="store_true", help="fetch the files too, check and read them")
+    check.set_defaults(run=_check, expected=EXPECTED)
 
 
 def _size(text: str) -> int:
@@ -103,17 +161,8 @@ def _patch(text: str) -> tuple[int, int]:
 def _features(arguments: argparse.Namespace) -> int:
     from huggingface_hub.utils.logging import set_verbosity_error
 
-    from .extract import CommandError
-
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     set_verbosity_error()  # its retries without a network: one line at the end says it
-    try:
-        skipped = _extract_all(arguments)
-    except CommandError as error:
-        print(f"dvt-timm: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    return 1 if skipped else 0
+    return 1 if _extract_all(arguments) else 0
 
 
 def _extract_all(arguments: argparse.Namespace) -> int:
@@ -128,7 +177,7 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     images = extract.find_images([path for path in arguments.paths if path not in missing], arguments.out)
     if not images:
         given = ", ".join(str(path) for path in arguments.paths)
-        raise extract.CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
+        raise CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
     _make_folder(arguments.out)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device)
     preprocessing = extract.preprocessing_of(model, arguments.size)
@@ -147,8 +196,6 @@ def _extract_all(arguments: argparse.Namespace) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    from .extract import CommandError
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,69 +213,71 @@ def _one_line(message: object) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from .registry import list_variants
+    from . import listing
 
-    rows = [_row(name) for name in list_variants(arguments.pretrained)]
-    print(json.dumps(rows, indent=2) if arguments.json else _table(rows))
+    print(listing.variants(arguments.pretrained, arguments.json))
     return 0
 
 
-def _row(name: str) -> dict[str, Any]:
-    """What is listed of a variant; None where unknown."""
-    from timm.models import get_pretrained_cfg
+def _convert(arguments: argparse.Namespace) -> int:
+    """Convert a file, or every .pth of a folder; the others go on where one cannot be read."""
+    from .published import convert_checkpoint
 
-    from .registry import get_variant
-
-    variant = get_variant(name)
-    has_head = variant.dim > 0 and not variant.distilled
-    cfg = get_pretrained_cfg(variant.base)
-    figures = variant.figures or {}
-    return {
-        "name": name,
-        "base": variant.base,
-        "licence": None if cfg is None else cfg.license,
-        "head_mb": _head_megabytes(variant.dim, variant.grid_size) if has_head else None,
-        **{key: figures.get(key) for key in FIGURES},
-        "weights": _source(variant),
-    }
-
-
-@cache
-def _head_megabytes(dim: int, grid_size: tuple[int, int]) -> float:
-    """Size of a head's float32 parameters in 10^6 bytes."""
-    import torch
-
-    from .head import DenoiserHead
-
-    with torch.device("meta"):
-        head = DenoiserHead(dim, grid_size)
-    return round(4 * sum(parameter.numel() for parameter in head.parameters()) / 1e6, 1)
+    source, out = arguments.source, arguments.out
+    files = sorted(source.rglob("*.pth")) if source.is_dir() else [source]
+    if not files:
+        raise ValueError(f"no .pth file in {source}")
+    if source.is_dir() and arguments.base is not None:
+        raise ValueError("--base goes with one file; those of a folder are named by their base")
+    skipped = 0
+    for file in files:
+        relative = file.relative_to(source) if source.is_dir() else Path()
+        folder = out / relative.with_name(file.name.removesuffix(".pth")) if source.is_dir() else out
+        try:
+            print(convert_checkpoint(file, folder, base=arguments.base))
+        except (OSError, ValueError) as error:
+            if len(files) == 1:
+                raise
+            skipped += 1
+            _report_skipped(error)
+    return 1 if skipped else 0
 
 
-def _source(variant: Any) -> str | None:
-    """Where the weights are: "embedded", "repo:file", a user's own path, or None."""
-    if variant.head is not None:
-        return str(variant.head)
-    if variant.file is None:
-        return None
-    return "embedded" if variant.repo is None else f"{variant.repo}:{variant.file}"
+def _push(arguments: argparse.Namespace) -> int:
+    from .files import read_json
+    from .push import load_folder, push_to_hub
+
+    metrics = None if arguments.metrics is None else read_json(arguments.metrics)
+    model_or_head, base = load_folder(arguments.source, arguments.base, merged=arguments.merged)
+    commit = push_to_hub(
+        model_or_head,
+        arguments.repo,
+        base=base,
+        metrics=metrics,
+        datasets=arguments.dataset,
+        merged=arguments.merged,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+    )
+    print(commit.pr_url or commit.commit_url)
+    return 0
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    """The rows under a header, columns aligned, numbers to the right."""
-    header = ["name", "base", "licence", "head MB", *(title for title, _ in FIGURES.values()), "weights"]
-    formats = ["", "", "", ".1f", *(spec for _, spec in FIGURES.values()), ""]
-    cells = [[_cell(value, spec) for value, spec in zip(row.values(), formats, strict=True)] for row in rows]
-    for row in cells:
-        row[-1] = "none published" if row[-1] == "-" else row[-1]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    aligns = [">" if spec else "<" for spec in formats]
-    lines = [zip(row, aligns, widths, strict=True) for row in [header, *cells]]
-    return "\n".join("  ".join(f"{text:{align}{width}}" for text, align, width in line).rstrip() for line in lines)
+def _pin(arguments: argparse.Namespace) -> int:
+    from . import listing, pins
+
+    print(listing.table(pins.COLUMNS, pins.pin(revision=arguments.revision)))
+    return 0
 
 
-def _cell(value: Any, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+def _check(arguments: argparse.Namespace) -> int:
+    from . import listing, pins
+
+    rows = pins.check(arguments.download)
+    print(listing.table(pins.COLUMNS, rows))
+    return 0 if all(row["state"] == "ok" for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import viz
 from ._version import __version__
-from .files import replacing
+from .files import CommandError, replacing
 from .hub import HUB_PREFIX
 from .registry import VIT_MODULES
 from .saved import holds_denoiser, is_saved_model
@@ -33,10 +33,6 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
 MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more patches than attention can take
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
-
-
-class CommandError(Exception):
-    """Nothing can be done; the text says why in one line."""
 
 
 class ImageError(Exception):

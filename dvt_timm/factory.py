@@ -172,8 +172,8 @@ def _names_own_weights(cfg: Any, variant: Variant | None, base_cfg: Any) -> bool
     """Whether `cfg` names weights of the caller's own: a file, a state dict, a saved model, another repository."""
     if cfg.source in SAVED or cfg.state_dict is not None:
         return True
-    if variant is None:
-        return cfg.file is not None
+    if variant is None and cfg.file is not None:
+        return True
     return any(getattr(cfg, key) not in (None, getattr(base_cfg, key)) for key in SOURCES)
 
 

@@ -13,6 +13,10 @@ from typing import Any
 BLOCK = 1 << 20
 
 
+class CommandError(Exception):
+    """Nothing can be done; the text says why in one line."""
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
@@ -40,6 +44,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def sha1s_of(path: Path) -> list[str]:
+    """What git calls a small file, its hash with a header, and its plain SHA-1, which some mirrors of the Hub name."""
+    data = path.read_bytes()
+    header = b"blob %d\0" % len(data)
+    return [hashlib.sha1(text, usedforsecurity=False).hexdigest() for text in (header + data, data)]
 
 
 def sha256_of(path: Path) -> str:

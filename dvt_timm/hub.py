@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from ._version import __version__
-from .files import sha256_of
+from .files import sha1s_of, sha256_of
 
 HUB_PREFIX = "hf-hub:"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -48,8 +49,8 @@ def fetch(
 ) -> list[Path]:
     """Files of a repository, all of the commit at which the first one is found.
 
-    A file in the cache at a revision that is a commit needs no request. The bytes of a large file are checked; one
-    that is not what it should be is downloaded once more, and removed if it still is not.
+    A file in the cache at a revision that is a commit needs no request. The bytes are checked; a file that is not what
+    it should be is downloaded once more, at its commit, and removed if it still is not.
 
     Args:
         repo: "user/repo".
@@ -100,6 +101,20 @@ def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, 
     return f"{repo}@{commit_of(path)}", path
 
 
+def published_sha256(source: str) -> str | None:
+    """Ask the Hub for the SHA-256 of a repository's `model.safetensors`; None if it has no such file.
+
+    Raises:
+        OSError: if the Hub fails or cannot be reached.
+    """
+    repo, revision = split_source(source)
+    with explained(f"look up {repo}/{WEIGHTS_NAME}", repo):
+        try:
+            return _as_sha256(get_hf_file_metadata(hf_hub_url(repo, WEIGHTS_NAME, revision=revision), **CLIENT).etag)
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+            return None
+
+
 def commit_of(path: Path) -> str:
     """The commit of a file in the cache, whose path is .../snapshots/<commit>/<file>."""
     return path.relative_to(storage_of(path)).parts[1]
@@ -117,11 +132,13 @@ def cached(repo: str, file: str, revision: str | None = None, cache_dir: str | P
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """What the Hub said a large cached file hashes to; None for a small one, or if that is not kept.
+    """What the Hub said a large cached file hashes to; None for a small one, or if that is not kept."""
+    return _as_sha256(_recorded_etag(path))
 
-    The cache keeps it as the name of the blob that a file links to, where the file system has links.
-    """
-    return _as_sha256(Path(os.readlink(path)).name) if path.is_symlink() else None
+
+def _recorded_etag(path: Path) -> str | None:
+    """The cache keeps it as the name of the blob that a file links to, where the file system has links."""
+    return Path(os.readlink(path)).name if path.is_symlink() else None
 
 
 def _as_sha256(etag: str | None) -> str | None:
@@ -146,30 +163,35 @@ def _fetch(
         if _is_sound(repo, file, path, sha256, is_new=True):
             return path
     _discard(path)
-    wanted = "the SHA-256 that dvt-timm has on record" if sha256 else "the one that the Hub names"
+    wanted = "dvt-timm has on record" if sha256 else "the Hub says"
     raise ValueError(
-        f"{repo}/{file} at {commit} was downloaded twice and its SHA-256 is not {wanted}; it was removed from the "
+        f"{repo}/{file} at {commit} was downloaded twice and its hash is not what {wanted}; it was removed from the "
         "cache. Try another network, and tell the owner of the repository if it happens again"
     )
 
 
 def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path | None, force: bool = False) -> Path:
+    download = partial(hf_hub_download, repo, file, revision=revision, cache_dir=cache_dir, force_download=force)
     try:
-        found = hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir, force_download=force, **CLIENT)
+        return Path(download(**CLIENT))
+    except HfHubHTTPError:
+        raise
+    except HTTPError:  # the connection broke, perhaps only because the server had closed an idle one
+        return Path(download(**CLIENT))
     except ValueError as error:  # all that the client says if it cannot force a download
         if force and isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise
-    return Path(found)
 
 
 def _is_sound(repo: str, file: str, path: Path, sha256: str | None, is_new: bool) -> bool:
     """Whether the bytes of a cached file are what they should be."""
-    expected = sha256 or recorded_sha256(path)
-    if expected is None and is_new and not path.is_symlink():
-        url = hf_hub_url(repo, file, revision=commit_of(path))
-        expected = _as_sha256(get_hf_file_metadata(url, **CLIENT).etag)
-    return expected is None or expected == sha256_of(path)
+    expected = sha256 or _recorded_etag(path)
+    if expected is None and is_new:
+        expected = get_hf_file_metadata(hf_hub_url(repo, file, revision=commit_of(path)), **CLIENT).etag
+    if _as_sha256(expected):
+        return expected == sha256_of(path)
+    return expected is None or len(expected) != 40 or expected in sha1s_of(path)
 
 
 def _discard(path: Path) -> None:
@@ -223,7 +245,7 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
         return f"the disk is full ({_first_line(error)})", "free some, or set HF_HOME or cache_dir to another disk"
     if isinstance(error, OSError) and error.errno is not None:
         return _first_line(error), "check the permissions of the cache, or set HF_HOME or cache_dir to another folder"
-    return f"the connection broke ({_first_line(error)})", "run it again; nothing unfinished was kept"
+    return f"the connection broke ({_first_line(error)})", "run it again"
 
 
 def _unreachable_reason(cause: BaseException | None, repo: str) -> tuple[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from . import hub
@@ -41,19 +43,44 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
     if not source.is_file():
         raise FileNotFoundError(f"{source} not found; give one of the authors' .pth files")
     base = base or source.name.removesuffix(".pth")
-    dim = plain_model(base).embed_dim
+    plain = plain_model(base)
     state = read_checkpoint(source)
-    if is_head(state):
-        head = head_from_state(state, {}, source)
-        if head.dim != dim:
-            raise ValueError(f"{source} holds a head {head.dim} channels wide, {base} has {dim}; pass its own base")
-        return save_head(head, folder, base=base)
+    if not is_head(state):
+        return save_model(_distilled_model(base, _without_classifier(state, base), plain, source), folder)
+    head = head_from_state(state, {}, source)
+    if head.dim != plain.embed_dim:
+        raise ValueError(
+            f"{source} holds a head {head.dim} channels wide, {base} has {plain.embed_dim}; name the base it is for"
+        )
+    return save_head(head, folder, base=base)
+
+
+def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Path) -> Any:
+    """A plain model with these weights, at the image size of their position embedding.
+
+    Raises:
+        ValueError: if they do not fit, or are not finite.
+    """
+    check_finite(state, source)
+    if "pos_embed" not in state:
+        raise ValueError(f"{source} does not fit {base}: it holds no 'pos_embed'")
+    side = math.isqrt(state["pos_embed"].shape[1] - (0 if plain.no_embed_class else plain.num_prefix_tokens))
     try:
-        weights = {"state_dict": check_finite(state, source)}
-        model = timm.create_model(base, pretrained=True, num_classes=0, pretrained_cfg_overlay=weights)
-    except RuntimeError as error:
+        return timm.create_model(
+            base,
+            pretrained=True,
+            pretrained_cfg_overlay={"state_dict": state, "num_classes": 0},
+            img_size=side * plain.patch_embed.patch_size[0],
+            dynamic_img_size=True,
+        )
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{source} does not fit {base}: {error}") from error
-    return save_model(model, folder)
+
+
+def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor]:
+    """Distillation trains the features alone: a classifier in the file is the base's and no longer belongs to them."""
+    prefix = f"{get_pretrained_cfg(base).classifier}."
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
 def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
@@ -71,9 +98,9 @@ def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tup
 
 
 def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
-    """The distilled weights of a variant, under timm's keys; errors as those of `published_head`."""
+    """The distilled weights of a variant, under timm's keys, without a classifier; errors as `published_head`."""
     state, _, source = _published_tensors(variant, cache_dir, {})
-    return check_finite(state, source)
+    return _without_classifier(check_finite(state, source), variant.base)
 
 
 def _published_tensors(

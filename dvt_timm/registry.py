@@ -43,6 +43,12 @@ def get_variant(name: str) -> Variant:
     return _variants[name]
 
 
+def backbone_name(name: str) -> str:
+    """The timm name of the backbone behind a denoised name; that of embedded weights, and any other, as it is."""
+    variant = _variants.get(name)
+    return name if variant is None or (variant.base_file and variant.head is None) else variant.base
+
+
 def register_variant(name: str, *, base: str, head: str | Path | None = None) -> None:
     """Make `timm.create_model(name)` build `base` with a head of one's own.
 
@@ -166,7 +172,7 @@ def _build_saved_head(
     variant = _user_variant(base, location)
     grid = as_grid(shape["grid_size"])  # type: ignore[arg-type]
     cfg = _listed_cfg(variant, (3, grid[0] * patch[0], grid[1] * patch[1]))
-    if denoiser == shape:
+    if denoiser == config.get("model_args", {}).get("denoiser"):  # timm passes what the configuration says
         denoiser = None if pretrained else shape
     return build_model(
         plain,
@@ -232,4 +238,6 @@ def _listed_cfg(variant: Variant, input_size: tuple[int, int, int] | None = None
         crop_pct=1.0,
         fixed_input_size=False,
     )
+    if variant.distilled:
+        cfg = dataclasses.replace(cfg, num_classes=0)  # their files hold features alone
     return cfg if variant.has_weights else dataclasses.replace(cfg, **NOWHERE)

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hub_server import Hub
+from safetensors.torch import save
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import dvt_timm
@@ -80,3 +83,36 @@ def perturb(head: nn.Module) -> None:
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+TINY = "test_vit.r160_in1k"  # the smallest ViT of timm: 64 channels, 10 x 10 patches of 16 pixels
+
+
+def serve_base(hub: Hub, name: str = TINY, **options: Any) -> Any:
+    """Put random weights of a timm name where timm looks for them; the model that has them."""
+    torch.manual_seed(3)
+    model = timm.create_model(name, **options)
+    repo = get_pretrained_cfg(name).hf_hub_id
+    hub.repo(repo, {"config.json": b"{}", "model.safetensors": save(model.state_dict())})
+    return model.eval()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def serve_head(hub: Hub, folder: Path, repo: str = "me/head", **options: Any) -> dvt_timm.DenoiserHead:
+    """A repository of a head for the tiny base, as push_to_hub makes it."""
+    head = random_head(64, (5, 4))
+    hub.repo(repo, files_of(dvt_timm.save_head(head, folder, base=TINY)), **options)
+    return head
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def blobs(cache: Path) -> list[Path]:
+    """What the client has in its cache, finished or not."""
+    return sorted(path for path in cache.glob("models--*/blobs/*") if path.is_file())

@@ -14,10 +14,11 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep
+from time import time as now
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -94,6 +95,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.wrong: list[str] = []
+        self.on_request: Callable[[str], Any] = lambda request: None  # called before each answer
 
     def repo(self, name: str, files: dict[str, bytes], **options: Any) -> Repo:
         """Make a repository with one commit."""
@@ -142,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self._read_body()
         request = f"{self.command} {unquote(url.path)}"
         hub.requests.append(request)
+        hub.on_request(request)
         if self.is_storage and "Authorization" in self.headers and not url.path.startswith("/xet/"):
             hub.wrong.append(f"a token sent to the storage host: {request}")
         fault = next((f for f in hub.faults if f.sent < f.times and re.search(f.pattern, request)), None)
@@ -196,14 +199,14 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if fault.reset == "in":
             self.wfile.write(body[: len(body) // 2])
-            time.sleep(0.05)  # for the half to arrive before the reset does
+            sleep(0.05)  # for the half to arrive before the reset does
             return self._hang_up()
         quarter = len(body) // 4 + 1
         for start in range(0, len(body), quarter):
-            time.sleep(fault.pause)
+            sleep(fault.pause)
             self.wfile.write(body[start : start + quarter])
         if fault.reset == "after":
-            time.sleep(0.05)
+            sleep(0.05)
             return self._hang_up()
         return None
 
@@ -379,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
     def xet_token(self, name: str, kind: str, revision: str) -> Answer:
         if kind == "write" and (refused := self._may_write(name)):
             return refused
-        where = {"casUrl": f"{self.hub.storage_url}/xet", "accessToken": "xet_token", "exp": int(time.time()) + 3600}
+        where = {"casUrl": f"{self.hub.storage_url}/xet", "accessToken": "xet_token", "exp": int(now()) + 3600}
         headers = {
             f"X-Xet-{key}": str(value)
             for key, value in zip(("Cas-Url", "Access-Token", "Token-Expiration"), where.values(), strict=True)

@@ -141,7 +141,8 @@ def test_configuration(name: str) -> None:
     side = 518 if "patch14" in name else 512
     assert ours.input_size == (3, side, side)
     assert ours.crop_pct == 1.0
-    for field in ("mean", "std", "interpolation", "num_classes", "license", "classifier", "first_conv"):
+    assert ours.num_classes == (0 if name.endswith("_distilled") else base.num_classes)
+    for field in ("mean", "std", "interpolation", "license", "classifier", "first_conv"):
         assert getattr(ours, field) == getattr(base, field)
     assert timm.models.is_model_pretrained(name) == NAMES[name][1]
 

@@ -66,6 +66,7 @@ def read_head(source: str | Path, cache_dir: str | Path | None = None) -> tuple[
 def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int | None = None) -> Path:
     """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
 
+    The same head gives the same bytes.
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head. Each file appears whole or
     not at all, the configuration last.
 
@@ -81,10 +82,11 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int 
     Raises:
         TypeError: if `head` is no `DenoiserHead`.
         ValueError: if timm knows no ViT `base`.
+        OSError: if the folder cannot be written; what it held before stays.
     """
     if not isinstance(head, DenoiserHead):
         raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
-    metadata = {"format": "pt", "grid_size": json.dumps(head.config["grid_size"])}
+    metadata = {"grid_size": json.dumps(head.config["grid_size"])}  # one entry: several come in any order
     return write_folder(Path(folder), head, head_config(head, base, stride), metadata)
 
 
@@ -249,7 +251,10 @@ def write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metada
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
     with replacing(folder / WEIGHTS_NAME) as path:
-        save_file(state, path, metadata)
+        try:
+            save_file(state, path, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"cannot write {folder / WEIGHTS_NAME}: {error}") from error
     with replacing(folder / CONFIG_NAME) as path:
         path.write_text(text, encoding="utf-8")
     return folder

@@ -93,20 +93,18 @@ def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tup
     """
     if variant.head is not None:
         return read_head(variant.head, cache_dir)
-    config = {"grid_size": list(variant.grid_size), "base": variant.base}
-    return head_from_state(*_published_tensors(variant, cache_dir, config)), config
+    state, source = _published_tensors(variant, cache_dir)
+    return head_from_state(state, {}, source), {"base": variant.base}
 
 
 def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
     """The distilled weights of a variant, under timm's keys, without a classifier; errors as `published_head`."""
-    state, _, source = _published_tensors(variant, cache_dir, {})
+    state, source = _published_tensors(variant, cache_dir)
     return _without_classifier(check_finite(state, source), variant.base)
 
 
-def _published_tensors(
-    variant: Variant, cache_dir: str | Path | None, config: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """The tensors of a variant's file, with what is known of them and where they come from."""
+def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a variant's file, and where they come from."""
     if variant.file is None:
         raise RuntimeError(
             f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
@@ -114,16 +112,10 @@ def _published_tensors(
         )
     if variant.repo is None:
         path = weights_path(variant.file)
-        return read_tensors(path), config, str(path)
-    (path,) = hub.fetch(
-        variant.repo,
-        variant.file,
-        revision=variant.revision,
-        cache_dir=cache_dir,
-        sha256=variant.sha256,
-        check_cached=False,
-    )
-    return _converted(path), config, f"{variant.repo}/{variant.file}"
+        return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
+    pins = {"revision": variant.revision, "sha256": variant.sha256}
+    (path,) = hub.fetch(variant.repo, variant.file, cache_dir=cache_dir, check_cached=False, **pins)
+    return _converted(path), f"{variant.repo}/{variant.file}"
 
 
 def _converted(path: Path) -> dict[str, Tensor]:

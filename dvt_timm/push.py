@@ -113,6 +113,8 @@ def push_folder(
             )
         except RuntimeError as error:  # the client's, of an upload that failed; its reason is the cause
             raise ConnectionError(str(error.__cause__ or error)) from error
+        except json.JSONDecodeError as error:  # the client reads an answer before it looks at its status
+            raise ConnectionError(f"the Hub's answer is no JSON: {error}") from error
 
 
 def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = False) -> tuple[Any, str | None]:

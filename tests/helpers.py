@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +119,14 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 def blobs(cache: Path) -> list[Path]:
     """What the client has in its cache, finished or not."""
     return sorted(path for path in cache.glob("models--*/blobs/*") if path.is_file())
+
+
+@contextmanager
+def full_disk(size: int = 20_000) -> Iterator[None]:
+    """The kernel refuses files beyond a size in bytes, as it refuses all on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

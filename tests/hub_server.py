@@ -82,6 +82,7 @@ class Hub:
     """The server and its state; `reset` between tests."""
 
     def __init__(self) -> None:
+        self.xet = XetStore()  # never emptied: the client remembers which content it has sent
         self.reset()
         self._servers = [self._serve(is_storage) for is_storage in (False, True)]
         self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
@@ -91,7 +92,6 @@ class Hub:
         self.tokens: dict[str, str] = {"hf_secret": "me"}
         self.large: dict[str, bytes] = {}  # by sha256
         self.uploads: list[str] = []
-        self.xet = XetStore()
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.wrong: list[str] = []
@@ -154,7 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         if fault is not None and fault.status:
             return self._answer((fault.status, fault.headers, b""), None)
-        answer = self._route(unquote(url.path))
+        try:
+            answer = self._route(unquote(url.path))
+        except Exception as error:
+            hub.wrong.append(f"{request}: {error!r}")
+            answer = (418, {}, b"")
         if answer is None:
             hub.wrong.append(f"unexpected request: {request}")
             answer = (418, {}, b"")

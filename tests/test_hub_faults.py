@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import timm
 import torch
 from conftest import Hurried
-from helpers import TINY, blobs, files_of, random_head, same_weights, serve_base, serve_head
+from helpers import TINY, blobs, files_of, full_disk, random_head, same_weights, serve_base, serve_head
 from hub_server import Hub
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -244,13 +243,8 @@ class TestServerTrouble:
 
 class TestDisk:
     def test_full(self, hub: Hub, head: Any, cache: Path) -> None:
-        """The kernel refuses to write beyond a size, as it does on a full disk."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        try:
+        with full_disk():
             error = load_fails(OSError, f"me/head/{WEIGHTS}", "the disk is full", "HF_HOME or cache_dir")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert error.errno == errno.EFBIG
         assert_clean(cache, CONFIG)
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)

@@ -1,0 +1,348 @@
+"""Pushing to a Hub of our own with the real client: the commit, the card, repeated and failed attempts."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from conftest import Hurried
+from helpers import DEMO, TINY, full_disk, random_head, same_weights, serve_base
+from hub_server import Hub
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+import dvt_timm
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+METRICS = {"PASCAL VOC 2012": {"mIoU": 84.92}, "NYU Depth v2": {"RMSE": 0.3811}}
+
+
+@pytest.fixture(autouse=True)
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+
+@pytest.fixture(params=[False, True], ids=["xet", "lfs"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the client sends large files, if `hf_xet` is installed."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", request.param)
+
+
+@pytest.fixture
+def plain_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def base(hub: Hub) -> Any:
+    return serve_base(hub)
+
+
+@pytest.fixture
+def head() -> dvt_timm.DenoiserHead:
+    return random_head(64, (5, 4))
+
+
+@pytest.fixture
+def model(base: Any, head: Any) -> Any:
+    return timm.create_model(TINY, pretrained=True, denoiser=head)
+
+
+def card_of(hub: Hub, repo: str) -> ModelCard:
+    return ModelCard(hub.repos[repo].files()[CARD].decode())
+
+
+class TestHeads:
+    def test_round_trip(self, hub: Hub, base: Any, head: Any, storage: None) -> None:
+        commit = dvt_timm.push_to_hub(head, "me/head", base=TINY)
+        repo = hub.repos["me/head"]
+        assert commit.oid == repo.branches["main"]
+        assert repo.messages == ["", f"Add Denoiser head for {TINY}"]
+        assert repo.files().keys() == {".gitattributes", CONFIG, WEIGHTS, CARD}
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+        model = timm.create_model("hf-hub:me/head", pretrained=True)
+        assert same_weights(model.denoiser, head)
+        assert same_weights(model.blocks, base.blocks)
+
+    def test_what_the_repository_says(self, hub: Hub, base: Any, head: Any) -> None:
+        dvt_timm.push_to_hub(head, "me/head", base=TINY)
+        config = json.loads(hub.repos["me/head"].files()[CONFIG])
+        weights = hub.repos[f"timm/{TINY}"].files()[WEIGHTS]
+        expected = {
+            "schema": 1,
+            "library": "dvt-timm",
+            "version": dvt_timm.__version__,
+            "base": TINY,
+            "base_sha256": hashlib.sha256(weights).hexdigest(),
+            "dim": 64,
+            "grid_size": [5, 4],
+            "num_blocks": 1,
+            "patch_size": 16,
+            "stride": 16,
+        }
+        assert {key: config[key] for key in expected} == expected
+
+    def test_a_models_head_alone(self, hub: Hub, model: Any, head: Any) -> None:
+        dvt_timm.push_to_hub(model, "me/head")
+        assert json.loads(hub.repos["me/head"].files()[CONFIG])["base"] == TINY
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_a_models_stride(self, hub: Hub, base: Any, head: Any) -> None:
+        model = timm.create_model(TINY, pretrained=True, denoiser=head, stride=8)
+        dvt_timm.push_to_hub(model, "me/head")
+        assert timm.create_model("hf-hub:me/head", pretrained=True).patch_embed.stride == (8, 8)
+
+    def test_the_embedded_base_keeps_its_name(self, hub: Hub) -> None:
+        dvt_timm.push_to_hub(timm.create_model(DEMO, pretrained=True), "me/demo")
+        config = json.loads(hub.repos["me/demo"].files()[CONFIG])
+        assert config["base"] == DEMO
+        assert card_of(hub, "me/demo").data.base_model == "timm/vit_small_patch14_dinov2.lvd142m"
+        model = timm.create_model("hf-hub:me/demo", pretrained=True)
+        assert same_weights(model, timm.create_model(DEMO, pretrained=True))
+
+    def test_ones_own_name_becomes_the_backbones(self, hub: Hub, tmp_path: Path) -> None:
+        name, base = "vit_small_patch16_224.pushed", "vit_small_patch16_224.dino"
+        dvt_timm.register_variant(name, base=base)
+        serve_base(hub, base, depth=1)
+        dvt_timm.push_to_hub(timm.create_model(name, depth=1), "me/mine")
+        assert json.loads(hub.repos["me/mine"].files()[CONFIG])["base"] == base
+
+    def test_a_base_without_a_repository(self, hub: Hub, head: Any) -> None:
+        dvt_timm.push_to_hub(head, "me/head", base=TINY)
+        assert json.loads(hub.repos["me/head"].files()[CONFIG])["base_sha256"] is None
+        assert "not known" in card_of(hub, "me/head").content
+
+
+class TestModels:
+    def test_merged(self, hub: Hub, model: Any, storage: None) -> None:
+        dvt_timm.push_to_hub(model, "me/merged", merged=True)
+        hub.repos.pop(f"timm/{TINY}")
+        assert same_weights(timm.create_model("hf-hub:me/merged", pretrained=True), model)
+
+    def test_one_without_a_head(self, hub: Hub, base: Any) -> None:
+        dvt_timm.push_to_hub(base, "me/plain")
+        assert card_of(hub, "me/plain").data.library_name == "timm"
+        assert same_weights(timm.create_model("hf-hub:me/plain", pretrained=True), base)
+
+    def test_plain_timm_loads_what_the_card_says_it_loads(self, hub: Hub, base: Any, tmp_path: Path) -> None:
+        dvt_timm.push_to_hub(base, "me/plain")
+        (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "me/plain").content, re.DOTALL)
+        assert "dvt_timm" not in code
+        environment = {**os.environ, "HF_HOME": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+
+
+class TestCard:
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_data(self, hub: Hub, model: Any, merged: bool) -> None:
+        dvt_timm.push_to_hub(model, "me/x", merged=merged, metrics=METRICS, datasets=["imagenet-1k"])
+        data = card_of(hub, "me/x").data.to_dict()
+        assert data["library_name"] == "dvt-timm"
+        assert data["pipeline_tag"] == "image-feature-extraction"
+        assert data["base_model"] == f"timm/{TINY}"
+        assert data["base_model_relation"] == ("finetune" if merged else "adapter")
+        assert data["license"] == "apache-2.0"
+        assert data["datasets"] == ["imagenet-1k"]
+        assert {"dvt-timm", "timm", "denoising"} <= set(data["tags"])
+        (entry,) = data["model-index"]
+        found = {r["dataset"]["name"]: (r["metrics"][0]["name"], r["metrics"][0]["value"]) for r in entry["results"]}
+        assert found == {"PASCAL VOC 2012": ("mIoU", 84.92), "NYU Depth v2": ("RMSE", 0.3811)}
+
+    def test_licence_of_the_base(self, hub: Hub) -> None:
+        for base, licence in (
+            ("vit_base_patch16_224.mae", "cc-by-nc-4.0"),
+            ("eva02_base_patch16_clip_224.merged2b", "mit"),
+        ):
+            dvt_timm.push_to_hub(random_head(768, (4, 4)), f"me/{licence}", base=base)
+            assert card_of(hub, f"me/{licence}").data.license == licence
+
+    def test_eval_results_of_the_client(self, hub: Hub, head: Any) -> None:
+        result = EvalResult("image-segmentation", "ade20k", "ADE20k", "miou", 48.5, dataset_split="val")
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=[result])
+        assert card_of(hub, "me/head").data.eval_results == [result]
+        assert "| ADE20k | miou | 48.5 |" in card_of(hub, "me/head").content
+
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_its_code_runs(self, hub: Hub, model: Any, merged: bool) -> None:
+        dvt_timm.push_to_hub(model, "me/x", merged=merged)
+        (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "me/x").content, re.DOTALL)
+        assert code.count("create_model") == (1 if merged else 2)
+        for part in code.split("\n\n# or"):
+            scope: dict[str, Any] = {}
+            exec(f"import timm, dvt_timm\n{part if part.startswith('import') else part.partition(chr(10))[2]}", scope)
+            assert same_weights(scope["model"], model)
+
+    def test_an_own_one_is_kept(self, hub: Hub, head: Any) -> None:
+        hub.repo("me/head", {CARD: b"my words"})
+        dvt_timm.push_to_hub(head, "me/head", base=TINY)
+        assert hub.repos["me/head"].files().keys() == {CARD, CONFIG, WEIGHTS}
+        assert hub.repos["me/head"].files()[CARD] == b"my words"
+
+    def test_no_line_is_left_empty_of_data(self, hub: Hub, head: Any, model: Any, base: Any) -> None:
+        for name, pushed, options in (
+            ("head", head, {"base": TINY}),
+            ("merged", model, {"merged": True}),
+            ("plain", base, {"metrics": METRICS}),
+        ):
+            dvt_timm.push_to_hub(pushed, f"me/{name}", **options)
+            content = card_of(hub, f"me/{name}").content
+            assert not re.search(r"None|Undefined|\{\{|\{%|\n\n\n", content), content
+
+    @pytest.mark.parametrize(
+        "metrics", [{"VOC": {"mIoU": float("nan")}}, {"VOC": {"mIoU": "84"}}, {"VOC": {"mIoU": True}}, {"VOC": 84.0}]
+    )
+    def test_metrics_that_are_none(self, hub: Hub, head: Any, metrics: Any) -> None:
+        with pytest.raises(ValueError, match="metric"):
+            dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=metrics)
+        assert "me/head" not in hub.repos
+
+
+class TestWhereItGoes:
+    def test_private(self, hub: Hub, head: Any) -> None:
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, private=True)
+        assert hub.repos["me/head"].private
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_a_branch(self, hub: Hub, head: Any) -> None:
+        for _ in range(2):
+            dvt_timm.push_to_hub(head, "me/head", base=TINY, revision="v2")
+        repo = hub.repos["me/head"]
+        assert repo.files("v2").keys() >= {CONFIG, WEIGHTS, CARD}
+        assert repo.files().keys() == {".gitattributes"}
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head@v2"), head)
+
+    def test_a_pull_request_to_someone_else(self, hub: Hub, head: Any) -> None:
+        hub.repo("you/head", {CARD: b"yours"})
+        commit = dvt_timm.push_to_hub(head, "you/head", base=TINY, create_pr=True)
+        assert commit.pr_url == f"{hub.url}/you/head/discussions/1"
+        assert hub.repos["you/head"].files().keys() == {CARD}
+        assert hub.repos["you/head"].files("refs/pr/1").keys() == {CARD, CONFIG, WEIGHTS}
+
+    def test_a_token_and_a_message_of_ones_own(self, hub: Hub, head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, token="hf_secret", commit_message="Better")
+        assert hub.repos["me/head"].messages[-1] == "Better"
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("pushed", "options", "error", "message"),
+        [
+            ("head", {}, ValueError, r"base='arch\.tag'"),
+            ("head", {"base": "vit_none.x"}, ValueError, "timm knows no model 'vit_none.x'"),
+            ("head", {"base": "resnet18.a1_in1k"}, ValueError, "is no ViT"),
+            ("head", {"base": "vit_base_patch16_224.mae"}, ValueError, "64 channels wide, .*mae has 768"),
+            ("head", {"base": TINY, "merged": True}, ValueError, "merged=True pushes a model"),
+            ("linear", {"base": TINY}, TypeError, "DenoiserHead or a model of timm.create_model"),
+            ("features", {}, TypeError, "features_only"),
+        ],
+    )
+    def test_nothing_is_sent(
+        self, hub: Hub, head: Any, pushed: str, options: dict[str, Any], error: type[Exception], message: str
+    ) -> None:
+        things = {"head": head, "linear": torch.nn.Linear(2, 2)}
+        if pushed == "features":
+            things["features"] = timm.create_model(TINY, denoiser=head, features_only=True, out_indices=[-1])
+        with pytest.raises(error, match=message):
+            dvt_timm.push_to_hub(things[pushed], "me/x", **options)
+        assert hub.asked("POST") == []
+
+    def test_a_name_that_is_none(self, hub: Hub, head: Any) -> None:
+        with pytest.raises(ValueError, match="cannot push to me/x/y"):
+            dvt_timm.push_to_hub(head, "me/x/y", base=TINY)
+
+
+@pytest.mark.usefixtures("plain_storage")
+class TestFaults:
+    def push(self, head: Any, **options: Any) -> Any:
+        return dvt_timm.push_to_hub(head, "me/head", **{"base": TINY, **options})
+
+    def push_fails(self, head: Any, error: type[Exception], *words: str, repo: str = "me/head") -> None:
+        with pytest.raises(error) as caught:
+            dvt_timm.push_to_hub(head, repo, base=TINY)
+        for word in (f"cannot push to {repo}: ", *words):
+            assert word in str(caught.value)
+        assert "hf_" not in str(caught.value).replace("hf_xet", "")
+
+    def test_without_a_token(self, hub: Hub, head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        self.push_fails(head, HfHubHTTPError, "`hf auth login`", "HF_TOKEN")
+
+    def test_with_a_token_that_may_not(self, hub: Hub, head: Any) -> None:
+        hub.repo("you/head", {CARD: b""})
+        self.push_fails(head, HfHubHTTPError, "refuses the token (403)", "with one that may do this", repo="you/head")
+        self.push_fails(head, HfHubHTTPError, "refuses the token (403)", repo="you/none")
+
+    STEPS = (
+        "repos/create",
+        "HEAD /me/head",
+        "validate-yaml",
+        "preupload",
+        "objects/batch",
+        "PUT /upload",
+        "commit/main",
+    )
+
+    @pytest.mark.parametrize("status", [500, 503])
+    @pytest.mark.parametrize("step", STEPS)
+    def test_5xx_at_each_step_then_again(self, hub: Hub, head: Any, step: str, status: int) -> None:
+        fault = hub.fail(step, status=status)
+        self.push_fails(head, OSError, "no JSON" if step == "validate-yaml" else str(status), "again")
+        fault.times = 0
+        self.push(head)
+        repo = hub.repos["me/head"]
+        assert len(repo.commits) == 2  # the first one is the Hub's own
+        assert len(hub.uploads) == 1
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_the_bases_repository_fails(self, hub: Hub, head: Any) -> None:
+        hub.fail("HEAD /timm", status=503)
+        with pytest.raises(OSError, match=rf"cannot look up timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"):
+            self.push(head)
+        assert hub.asked("POST") == []
+
+    def test_429(self, hub: Hub, head: Any) -> None:
+        Hurried.waited.clear()
+        hub.fail("preupload", times=1, status=429, headers={"Retry-After": "7"})
+        self.push(head)
+        assert 8.0 in Hurried.waited
+        hub.fail("commit/main", status=429)
+        self.push_fails(random_head(64, seed=5), HfHubHTTPError, "too many requests (429)")
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_connection_reset_then_again(self, hub: Hub, head: Any, step: str) -> None:
+        fault = hub.fail(step, reset="before")
+        self.push_fails(head, OSError, "run it again")
+        fault.times = 0
+        self.push(head)
+        assert len(hub.repos["me/head"].commits) == 2
+
+    def test_interrupted_after_the_commit_landed(self, hub: Hub, head: Any, storage: None) -> None:
+        hub.fail("commit/main", times=1, reset="done")
+        self.push_fails(head, OSError, "the connection broke", "run it again")
+        landed = hub.repos["me/head"].branches["main"]
+        assert self.push(head).oid == landed
+        assert len(hub.repos["me/head"].commits) == 2
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_again_with_other_weights(self, hub: Hub, head: Any) -> None:
+        self.push(head)
+        better = random_head(64, (5, 4), seed=9)
+        self.push(better)
+        repo = hub.repos["me/head"]
+        assert len(repo.commits) == 3
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), better)
+
+    def test_a_full_disk(self, hub: Hub, head: Any) -> None:
+        with full_disk(), pytest.raises(OSError, match=r"cannot write .*too large"):
+            self.push(head)
+        assert hub.asked("POST") == []

@@ -142,7 +142,7 @@ def _build(variant: Variant) -> str | None:
         else:
             published_head(variant)
     except ValueError as error:
-        return f"unusable: {error}"
+        return f"unusable: {' '.join(str(error).split())}"
     return None
 
 

@@ -1,11 +1,12 @@
 # make demo   panels of the example photos, from nothing but Python >= 3.10
-# make test   the default test suite; make test-slow the rest; make test-oldest on the oldest timm
+# make test   the default test suite; make test-slow the rest; make test-oldest with the oldest timm
+#             and huggingface_hub
 # make check  linters and types; make bench what denoising costs
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OLDEST_TIMM := 1.0.21
+OLDEST := timm==1.0.21 huggingface_hub==1.26.0
 
 .PHONY: demo test test-slow test-oldest check bench clean
 
@@ -18,8 +19,8 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: $(VENV)/timm-$(OLDEST_TIMM)
-	PYTHONPATH=$(VENV)/timm-$(OLDEST_TIMM) $(BIN)/python -m pytest -n auto
+test-oldest: $(VENV)/oldest/installed
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n auto
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -43,5 +44,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[clients,dev,export]'
 	touch $@
 
-$(VENV)/timm-$(OLDEST_TIMM): $(VENV)/installed-dev
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $@ timm==$(OLDEST_TIMM)
+$(VENV)/oldest/installed: $(VENV)/installed-dev Makefile
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(@D) $(OLDEST)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --target $(@D) 'httpx<1'
+	touch $@

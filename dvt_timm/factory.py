@@ -124,7 +124,8 @@ def build_plain(entrypoint: Callable[..., Any], cfg: Any, *, pretrained: bool, *
     finally:
         if pretrained and location:
             repo, revision = hub.split_source(location)
-            _refuse_lost_head(name, hub.cached(repo, hub.WEIGHTS_NAME, revision, kwargs.get("cache_dir")))
+            for file in (hub.WEIGHTS_NAME, hub.PICKLED_WEIGHTS):
+                _refuse_lost_head(name, hub.cached(repo, file, revision, kwargs.get("cache_dir")))
 
 
 def _refuse_lost_head(name: str, checkpoint: Any) -> None:

@@ -178,6 +178,10 @@ def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path 
         raise
     except HTTPError:  # the connection broke, perhaps only because the server had closed an idle one
         return Path(download(**CLIENT))
+    except RuntimeError as error:
+        if "client has been closed" not in str(error):  # what huggingface_hub 1.26 makes of a network that is down
+            raise
+        raise LocalEntryNotFoundError(str(error)) from None
     except ValueError as error:  # all that the client says if it cannot force a download
         if force and isinstance(error.__cause__, Exception):
             raise error.__cause__ from None

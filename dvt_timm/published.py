@@ -66,7 +66,7 @@ def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Pa
         raise ValueError(f"{source} does not fit {base}: it holds no 'pos_embed'")
     side = math.isqrt(state["pos_embed"].shape[1] - (0 if plain.no_embed_class else plain.num_prefix_tokens))
     try:
-        return timm.create_model(
+        model = timm.create_model(
             base,
             pretrained=True,
             pretrained_cfg_overlay={"state_dict": state, "num_classes": 0},
@@ -75,6 +75,8 @@ def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Pa
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{source} does not fit {base}: {error}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # timm 1.0.21 would try to write it as JSON
+    return model
 
 
 def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ import huggingface_hub  # noqa: E402
 import torch  # noqa: E402
 from huggingface_hub.utils import _http  # noqa: E402
 
+from dvt_timm import registry  # noqa: E402
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
@@ -43,6 +45,15 @@ class Hurried:
     @classmethod
     def sleep(cls, seconds: float) -> None:
         cls.waited.append(seconds)
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """Forget the names that a test registers."""
+    before = dict(registry._variants)
+    yield
+    for name in registry._variants.keys() - before.keys():
+        del registry._variants[name]
 
 
 @pytest.fixture

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, TINY, random_head, serve_base
+from hub_server import Hub
+
+import dvt_timm
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, **environment: str) -> str:
     command = [sys.executable, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -20,6 +24,22 @@ def test_quickstart() -> None:
     output = run("examples/quickstart.py")
     assert "forward_features (1, 1370, 384)" in output
     assert "class token unchanged True" in output
+
+
+def test_push_head(hub: Hub, tmp_path: Path) -> None:
+    online = {
+        "HF_HUB_OFFLINE": "",
+        "HF_TOKEN": "hf_secret",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    assert "equal bit for bit: True" in run("examples/push_head.py", "me/demo", "--private", **online)
+    assert hub.repos["me/demo"].private
+    serve_base(hub)
+    folder = dvt_timm.save_head(random_head(64), tmp_path / "head", base=TINY)
+    output = run("examples/push_head.py", "me/mine", str(folder), **online)
+    assert "equal bit for bit: True" in output
+    assert "features (1, 197, 64)" in output
 
 
 def test_swap_backbone() -> None:

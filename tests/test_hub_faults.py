@@ -98,7 +98,7 @@ class TestNoNetwork:
     ) -> None:
         dvt_timm.load_head("hf-hub:me/head")
         self.unplug(monkeypatch, unplugged)
-        with pytest.raises(LocalEntryNotFoundError, match=rf"cannot get timm/{TINY}/{WEIGHTS} at main|{TINY}"):
+        with pytest.raises(LocalEntryNotFoundError, match=rf"cannot get timm/{TINY}/{WEIGHTS}: .*cannot be reached"):
             timm.create_model(TINY, pretrained=True, denoiser="hf-hub:me/head")
 
     def test_all_cached(self, hub: Hub, head: Any, base: Any, unplugged: str, monkeypatch: pytest.MonkeyPatch) -> None:

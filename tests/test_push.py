@@ -108,7 +108,7 @@ class TestHeads:
         model = timm.create_model("hf-hub:me/demo", pretrained=True)
         assert same_weights(model, timm.create_model(DEMO, pretrained=True))
 
-    def test_ones_own_name_becomes_the_backbones(self, hub: Hub, tmp_path: Path) -> None:
+    def test_ones_own_name_becomes_the_backbones(self, hub: Hub, own_names: None) -> None:
         name, base = "vit_small_patch16_224.pushed", "vit_small_patch16_224.dino"
         dvt_timm.register_variant(name, base=base)
         serve_base(hub, base, depth=1)

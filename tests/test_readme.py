@@ -1,5 +1,6 @@
 """The README is true: its code runs, its table is the manifest's, its files exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import timm
-from helpers import ROOT
+from helpers import ROOT, serve_base
+from hub_server import Hub
 from timm.models import get_pretrained_cfg
 
 from dvt_timm.manifest import published_variants, read_manifest
@@ -20,19 +22,26 @@ CHECKS = """
 assert tokens.shape == (1, 1 + 37 * 37, 384) and fmap.shape == (1, 384, 37, 37)
 assert [fmap.shape for fmap in wide] == [(1, 384, 24, 36)]
 assert dense.patch_embed.grid_size == (73, 73)
-for twin in (mine, again):
+for twin in (mine, again, merged):
     assert torch.equal(twin.eval().forward_features(image), tokens)
+assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)
+assert commit.oid
 """
 
 
-def test_code_blocks_run(tmp_path: Path) -> None:
-    """In a process and a folder of their own: they register a name and write files."""
+def test_code_blocks_run(hub: Hub, tmp_path: Path) -> None:
+    """In a process and a folder of their own: they register a name, write files, push to the tests' Hub and pull."""
+    serve_base(hub, "vit_small_patch14_dinov2.lvd142m")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1"}
     strict = "import warnings, timm, torch, dvt_timm; warnings.simplefilter('error')"
-    code = "\n".join([strict, *blocks, CHECKS])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    client = "warnings.filterwarnings('ignore', 'Use .content=', DeprecationWarning)  # huggingface_hub, uploading"
+    code = "\n".join([strict, client, *blocks, CHECKS])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -41,6 +50,8 @@ def test_table_of_names(variant) -> None:
     rows = [row for row in README.splitlines() if row.startswith(f"| `{variant.arch}.") and f".{variant.tag}`" in row]
     (row,) = [row for row in rows if "embedded" in row or variant.base.partition(".")[2] in row]
     assert get_pretrained_cfg(variant.base).license in row
+    if variant.repo is not None:
+        assert f"| {'ViT' if variant.distilled else 'head'}, `{variant.file}` |" in row
     if variant.figures is None:
         assert "->" not in row
         return

@@ -6,7 +6,8 @@
 `list_variants` lists the names, `register_variant` adds one's own. timm's ViT, DeiT and EVA names take two more
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
 `{"grid_size": [h, w], "num_blocks": n}` for weights loaded later), and `stride`, the distance of two patches in pixels.
-`denoise` puts a head on a model that exists. `save_head`, `load_head` and `save_model` write and read them; the module
+`denoise` puts a head on a model that exists. `save_head`, `load_head` and `save_model` write and read them,
+`push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files; the module
 `viz` draws.
 """
 

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from helpers import DEMO, random_head
+from hub_server import Hub
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -270,7 +271,8 @@ def test_what_cannot_be_built(tmp_path: Path, capsys: Any, options: list[str], m
     assert message in fails(capsys, "features", str(image), "--out", str(tmp_path / "out"), *options)
 
 
-def test_what_the_hub_does_not_have(tmp_path: Path, capsys: Any) -> None:
+def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path, capsys: Any) -> None:
+    hub.absent.add("jjiaweiyang/DVT")
     name = "vit_small_patch14_dinov2.dvt"
     line = fails(capsys, "features", str(saved(tmp_path / "a.png")), "--out", str(tmp_path / "out"), "--model", name)
     assert line.startswith(f"dvt-timm: error: cannot build {name}: cannot get jjiaweiyang/DVT/voc_denoised/vit_small")

@@ -82,7 +82,8 @@ class TestPush:
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
 
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
+    def folder(self, hub: Hub, tmp_path: Path) -> Path:
+        hub.absent.add(f"timm/{TINY}")  # where no test serves it
         return dvt_timm.save_head(random_head(64, (5, 4)), tmp_path / "head", base=TINY)
 
     def test_a_heads_folder(self, hub: Hub, folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -132,6 +133,7 @@ class TestPush:
         (tmp_path / "metrics.json").write_text("[1]")
         assert "JSON object" in error_of(capsys, "push", folder, "me/head", "--metrics", tmp_path / "metrics.json")
         monkeypatch.delenv("HF_TOKEN")
+        hub.absent.add("me/head")
         assert "HF_TOKEN" in error_of(capsys, "push", folder, "me/head")
         assert hub.repos == {}
 

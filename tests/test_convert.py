@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import GOLDEN, needs_golden, random_head
@@ -22,11 +23,17 @@ def test_the_authors_files(name: str) -> None:
 
 
 def test_a_numpy_scalar_is_admitted(tmp_path: Path) -> None:
-    import numpy as np
-
     path = tmp_path / "a.pth"
     torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": np.float64(0.1)}}, path)
     assert read_checkpoint(path).keys() == {"pos_embed"}
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.int64(3), np.zeros(3), np.dtype("O"), np.str_("x")])
+def test_nothing_else_of_numpy_is(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": value}}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(path)
 
 
 def test_the_prefix_is_stripped_only_where_it_is_one(tmp_path: Path) -> None:

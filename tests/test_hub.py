@@ -82,6 +82,9 @@ class TestHeads:
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), newer)
         assert same_weights(dvt_timm.load_head("hf-hub:me/head@v1"), head)
         assert same_weights(dvt_timm.load_head(f"hf-hub:me/head@{old}"), head)
+        assert same_weights(timm.create_model(TINY, denoiser="hf-hub:me/head@v1").denoiser, head)
+        serve_base(hub)
+        assert same_weights(timm.create_model("hf-hub:me/head@v1", pretrained=True).denoiser, head)
 
     @pytest.mark.parametrize("moment", [rf"GET .*{CONFIG}", rf"HEAD .*{WEIGHTS}"])
     def test_config_and_weights_are_never_of_two_commits(
@@ -354,6 +357,7 @@ class TestChecking:
 def test_xet_and_plain_storage_give_the_same(
     hub: Hub, head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    serve_base(hub)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     for disabled in (False, True):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", disabled)

@@ -134,6 +134,7 @@ class TestRefusals:
         assert_clean(cache)
 
     def test_404_repository(self, hub: Hub, cache: Path) -> None:
+        hub.absent.add("me/none")
         load_fails(RepositoryNotFoundError, f"me/none/{CONFIG}", "there is no repository", source="hf-hub:me/none")
         assert_clean(cache)
 

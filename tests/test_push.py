@@ -47,7 +47,8 @@ def base(hub: Hub) -> Any:
 
 
 @pytest.fixture
-def head() -> dvt_timm.DenoiserHead:
+def head(hub: Hub) -> dvt_timm.DenoiserHead:
+    hub.absent.add(f"timm/{TINY}")  # where no test serves it
     return random_head(64, (5, 4))
 
 
@@ -162,6 +163,7 @@ class TestCard:
             ("vit_base_patch16_224.mae", "cc-by-nc-4.0"),
             ("eva02_base_patch16_clip_224.merged2b", "mit"),
         ):
+            hub.absent.add(f"timm/{base}")
             dvt_timm.push_to_hub(random_head(768, (4, 4)), f"me/{licence}", base=base)
             assert card_of(hub, f"me/{licence}").data.license == licence
 
@@ -275,11 +277,13 @@ class TestFaults:
 
     def test_without_a_token(self, hub: Hub, head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
+        hub.absent.add("me/head")
         self.push_fails(head, HfHubHTTPError, "`hf auth login`", "HF_TOKEN")
 
     def test_with_a_token_that_may_not(self, hub: Hub, head: Any) -> None:
         hub.repo("you/head", {CARD: b""})
         self.push_fails(head, HfHubHTTPError, "refuses the token (403)", "with one that may do this", repo="you/head")
+        hub.absent.add("you/none")
         self.push_fails(head, HfHubHTTPError, "refuses the token (403)", repo="you/none")
 
     STEPS = (

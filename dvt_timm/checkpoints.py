@@ -51,16 +51,33 @@ def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> Den
 def read_head(source: str | Path, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
     """As `load_head`, with the head's configuration, which is empty for a lone file."""
     if str(source).startswith(HUB_PREFIX):
-        repo, revision = hub.split_source(str(source))
-        (path,) = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
-        config = _read_config(path, str(source))
-        (weights,) = hub.fetch(repo, WEIGHTS_NAME, revision=hub.commit_of(path), cache_dir=cache_dir)
-        return _read_head(weights, config), config
+        return _pull_head(*hub.split_source(str(source)), cache_dir)
     path = Path(source)
     if path.is_dir():
         config = _read_config(path / CONFIG_NAME, f"local-dir:{path}")
         return _read_head(path / WEIGHTS_NAME, config), config
     return _read_head(path, {}), {}
+
+
+def _pull_head(repo: str, revision: str | None, cache_dir: str | Path | None) -> tuple[DenoiserHead, dict[str, Any]]:
+    (path,) = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
+    commit = hub.commit_of(path)
+    with refused(f"{HUB_PREFIX}{repo}@{commit}"):
+        config = _read_config(path, f"{HUB_PREFIX}{repo}")
+    (path,) = hub.fetch(repo, WEIGHTS_NAME, revision=commit, cache_dir=cache_dir)
+    with refused(f"{HUB_PREFIX}{repo}@{commit}"):
+        return _read_head(path, config), config
+
+
+@contextmanager
+def refused(source: str) -> Iterator[None]:
+    """Name the repository where what it holds is refused: the paths in the cache do so badly."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{source} is refused: {error}. Name another revision or repository, or ask its owner"
+        ) from error
 
 
 def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int | None = None) -> Path:

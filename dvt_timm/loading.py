@@ -51,7 +51,7 @@ def load_backbone(
         state = base_filter(state, model)
         if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
             state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
-        _check_complete(state, model, source.get("classifier"))
+        _check_complete(state, model, source)
         return state
 
     load_pretrained(
@@ -65,13 +65,15 @@ def load_backbone(
     return held
 
 
-def _check_complete(state: Mapping[str, Tensor], model: Any, classifier: str | tuple[str, ...] | None) -> None:
+def _check_complete(state: Mapping[str, Tensor], model: Any, source: Mapping[str, Any]) -> None:
     """Raise RuntimeError if tensors of a model are missing: timm lets it pass where the number of classes differs."""
+    classifier = source.get("classifier")
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     own = tuple(f"{name}." for name in names)
     missing = [key for key in model.state_dict() if key not in state and not key.startswith(own)]
     if missing:
-        raise RuntimeError(f"the checkpoint does not fit: Missing key(s) in state_dict: {', '.join(missing)}")
+        checkpoint = source.get("hf_hub_id") or source.get("file") or "the checkpoint"
+        raise RuntimeError(f"{checkpoint} does not fit the model: Missing key(s) in state_dict: {', '.join(missing)}")
 
 
 def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:

@@ -14,7 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from . import hub
-from .checkpoints import check_finite, head_from_state, plain_model, read_head, read_tensors, save_head
+from .checkpoints import check_finite, head_from_state, plain_model, read_head, read_tensors, refused, save_head
 from .convert import is_head, read_checkpoint
 from .files import replacing
 from .head import DenoiserHead
@@ -117,7 +117,8 @@ def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[
         return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
     pins = {"revision": variant.revision, "sha256": variant.sha256}
     (path,) = hub.fetch(variant.repo, variant.file, cache_dir=cache_dir, check_cached=False, **pins)
-    return _converted(path), f"{variant.repo}/{variant.file}"
+    with refused(f"{variant.repo}/{variant.file}"):
+        return _converted(path), f"{variant.repo}/{variant.file}"
 
 
 def _converted(path: Path) -> dict[str, Tensor]:

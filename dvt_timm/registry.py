@@ -14,7 +14,7 @@ import timm.models
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .checkpoints import plain_model
+from .checkpoints import plain_model, refused
 from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
 from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path
@@ -160,17 +160,15 @@ def _build_saved_head(
     """A head's folder or repository in the place of a model's: its base with this head, or a caller's own `denoiser`.
 
     Raises:
-        ValueError: if timm does not know the base that it names.
+        ValueError: if timm does not know the base that it names, or the head is damaged.
     """
     base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
     if not isinstance(base, str) or base.partition(".")[0] != plain.__name__:
         raise ValueError(f"{location}: its base is {base!r}, which is no {plain.__name__}; save or push the head again")
-    try:
+    with refused(location):
         patch = plain_model(base).patch_embed.patch_size
-    except ValueError as error:
-        raise ValueError(f"{location}: {error}; update timm, or pass it as denoiser=... on a model you have") from error
+        grid = as_grid(shape["grid_size"])  # type: ignore[arg-type]
     variant = _user_variant(base, location)
-    grid = as_grid(shape["grid_size"])  # type: ignore[arg-type]
     cfg = _listed_cfg(variant, (3, grid[0] * patch[0], grid[1] * patch[1]))
     if denoiser == config.get("model_args", {}).get("denoiser"):  # timm passes what the configuration says
         denoiser = None if pretrained else shape

@@ -36,7 +36,7 @@ ORDER = [  # a module imports from those further right only
     "panel",
     "_version",
 ]
-DATA = {"manifest.json", "demo/backbone.safetensors", "demo/head.safetensors", "demo/README.md"}
+DATA = {"manifest.json", "card.md", "demo/backbone.safetensors", "demo/head.safetensors", "demo/README.md"}
 
 
 def imports(module: str) -> set[str]:

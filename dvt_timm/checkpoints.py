@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from . import hub
 from ._version import __version__
-from .convert import is_head
+from .convert import check_finite, is_head
 from .files import read_json, replacing
 from .head import DenoiserHead, as_grid
 from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
 from .manifest import published_variants
 
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of parameters
 SCHEMA = 1  # of the config.json that this version writes
 WRITTEN = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__}  # what every config.json begins with
 
@@ -98,13 +99,20 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int 
 
     Raises:
         TypeError: if `head` is no `DenoiserHead`.
-        ValueError: if timm knows no ViT `base`.
+        ValueError: if timm knows no ViT `base`, or values of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
+    head = uncompiled(head)
     if not isinstance(head, DenoiserHead):
         raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
+    check_finite(head.state_dict(), "the head")
     metadata = {"grid_size": json.dumps(head.config["grid_size"])}  # one entry: several come in any order
     return write_folder(Path(folder), head, head_config(head, base, stride), metadata)
+
+
+def uncompiled(module: Any) -> Any:
+    """The module inside what torch.compile makes of it."""
+    return getattr(module, COMPILED[:-1], module)
 
 
 def head_config(head: DenoiserHead, base: str, stride: int | None = None) -> dict[str, Any]:
@@ -192,14 +200,6 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
     return head.eval()
 
 
-def check_finite(state: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """The same tensors; ValueError if a value of theirs is not finite."""
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
-    return state
-
-
 def _read_config(path: Path, model_name: str) -> dict[str, Any]:
     """The configuration of a head, checked; `model_name` is what timm would call it if it were a model."""
     if not path.is_file():
@@ -264,14 +264,18 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> Path:
-    text = json.dumps(config, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    state = {key.replace(COMPILED, ""): value.contiguous() for key, value in module.state_dict().items()}
     with replacing(folder / WEIGHTS_NAME) as path:
         try:
             save_file(state, path, metadata)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"cannot write {folder / WEIGHTS_NAME}: {error}") from error
-    with replacing(folder / CONFIG_NAME) as path:
-        path.write_text(text, encoding="utf-8")
+    write_config(config, folder)
     return folder
+
+
+def write_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Write `config.json`."""
+    with replacing(folder / CONFIG_NAME) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -118,7 +118,9 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("source", metavar="FOLDER", help="a head's folder or .safetensors file, or a model's folder")
     parser.add_argument("repo", metavar="USER/REPO", help="made if it does not exist; a README.md that it has is kept")
     parser.add_argument("--base", metavar="NAME", help="timm name of a head's backbone (default: as the folder says)")
-    parser.add_argument("--merged", action="store_true", help="push a head and its base as one model")
+    parser.add_argument(
+        "--merged", action="store_true", help="push a head and its base as one model (a model's folder always is)"
+    )
     parser.add_argument("--metrics", type=Path, metavar="FILE", help='JSON, {"dataset": {"metric": value}}')
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="NAME", help="trained on it; may be given again"
@@ -245,6 +247,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     from .files import read_json
+    from .head import DenoiserHead
     from .push import load_folder, push_to_hub
 
     metrics = None if arguments.metrics is None else read_json(arguments.metrics)
@@ -255,7 +258,7 @@ def _push(arguments: argparse.Namespace) -> int:
         base=base,
         metrics=metrics,
         datasets=arguments.dataset,
-        merged=arguments.merged,
+        merged=arguments.merged or not isinstance(model_or_head, DenoiserHead),
         private=arguments.private or None,
         revision=arguments.revision,
         create_pr=arguments.create_pr,

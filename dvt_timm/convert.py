@@ -39,6 +39,14 @@ def is_head(state: Mapping[str, Any]) -> bool:
     return any(key.startswith("denoiser.") for key in state)
 
 
+def check_finite(state: dict[str, Tensor], source: object) -> dict[str, Tensor]:
+    """The same tensors; ValueError if a value of theirs is not finite."""
+    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
+    return state
+
+
 def checkpoint_keys(path: Path | str) -> set[str]:
     """The names in a PyTorch checkpoint, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
     try:
@@ -68,6 +76,6 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     for kind, prefix in (("denoiser", ""), ("model", "model.")):
         state = checkpoint.get(kind)
-        if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             return {key.removeprefix(prefix): value for key, value in state.items()}
     raise ValueError(f"{path} holds neither 'denoiser' nor 'model' tensors, only {sorted(map(str, checkpoint))}")

@@ -30,7 +30,10 @@ LOST_HEAD = (
     "{source} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
     'denoiser={{"grid_size": [h, w], "num_blocks": n}} of the head that was saved'
 )
-NOT_RECORDED = ("device", "dtype", "cache_dir", "features_only", "out_indices", "feature_cls", "pretrained_model_args")
+NOT_RECORDED = (
+    *("device", "dtype", "cache_dir", "pretrained_model_args", "pretrained_cfg_overlay"),
+    *("features_only", "out_indices", "feature_cls"),
+)
 
 
 def build_model(
@@ -120,7 +123,10 @@ def build_plain(entrypoint: Callable[..., Any], cfg: Any, *, pretrained: bool, *
             _refuse_lost_head(name, overlay.get(key) or field(cfg, key))
     location = overlay.get("hf_hub_id") or field(cfg, "hf_hub_id")
     try:
-        return entrypoint(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+        model = entrypoint(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+        if not hasattr(model, "_model_args"):  # timm 1.0.21 does not note what rebuilds a model
+            model._model_args = {key: value for key, value in kwargs.items() if key not in NOT_RECORDED}
+        return model
     finally:
         if pretrained and location:
             repo, revision = hub.split_source(location)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ class CommandError(Exception):
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
-    scratch = target.with_name(f".{os.getpid()}.{target.name}")
+    scratch = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
     try:
         scratch.touch()
         mode = scratch.stat().st_mode

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
+    DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -29,7 +38,9 @@ from .files import sha1s_of, sha256_of
 HUB_PREFIX = "hf-hub:"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
+CLOSED_CLIENT = "client has been closed"  # what huggingface_hub 1.26 says where no connection can be made
 CLIENT: dict[str, Any] = {"library_name": "dvt-timm", "library_version": __version__}
+TOKEN_REMEDY = "check HF_TOKEN, or `hf auth login` with one that may do this"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -75,7 +86,7 @@ def fetch(
 
 
 def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, Path | None]:
-    """Resolve where timm is to load weights from, and fetch them for it; a file that arrives now is checked.
+    """Resolve where timm is to load weights from, and fetch them for it, checked.
 
     Args:
         source: "user/repo" or "user/repo@revision".
@@ -91,17 +102,17 @@ def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, 
     """
     repo, revision = split_source(source)
     try:
-        (path,) = fetch(repo, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir, check_cached=False)
+        (path,) = fetch(repo, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir)
     except RemoteEntryNotFoundError:
         return source, None
     except LocalEntryNotFoundError:
-        if cached(repo, PICKLED_WEIGHTS, revision, cache_dir) is None:
+        if _look_in_cache(repo, WEIGHTS_NAME, revision, cache_dir) is not _CACHED_NO_EXIST:
             raise
         return source, None
     return f"{repo}@{commit_of(path)}", path
 
 
-def published_sha256(source: str) -> str | None:
+def published_sha256(source: str, token: str | None = None) -> str | None:
     """Ask the Hub for the SHA-256 of a repository's `model.safetensors`; None if it has no such file.
 
     Raises:
@@ -110,7 +121,8 @@ def published_sha256(source: str) -> str | None:
     repo, revision = split_source(source)
     with explained(f"look up {repo}/{WEIGHTS_NAME}", repo):
         try:
-            return _as_sha256(get_hf_file_metadata(hf_hub_url(repo, WEIGHTS_NAME, revision=revision), **CLIENT).etag)
+            url = hf_hub_url(repo, WEIGHTS_NAME, revision=revision)
+            return _as_sha256(get_hf_file_metadata(url, token=token, **CLIENT).etag)
         except (RemoteEntryNotFoundError, RepositoryNotFoundError):
             return None
 
@@ -127,8 +139,14 @@ def storage_of(path: Path) -> Path:
 
 def cached(repo: str, file: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
     """The path of a file that is in the cache; no request is made."""
-    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+    found = _look_in_cache(repo, file, revision, cache_dir)
     return Path(found) if isinstance(found, str) else None
+
+
+def _look_in_cache(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Any:
+    """The path of a file, None, or the client's note that the repository has no such file."""
+    folder = None if cache_dir is None else Path(cache_dir).expanduser()
+    return try_to_load_from_cache(repo, file, cache_dir=folder, revision=revision)
 
 
 def recorded_sha256(path: Path) -> str | None:
@@ -178,10 +196,6 @@ def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path 
         raise
     except HTTPError:  # the connection broke, perhaps only because the server had closed an idle one
         return Path(download(**CLIENT))
-    except RuntimeError as error:
-        if "client has been closed" not in str(error):  # what huggingface_hub 1.26 makes of a network that is down
-            raise
-        raise LocalEntryNotFoundError(str(error)) from None
     except ValueError as error:  # all that the client says if it cannot force a download
         if force and isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
@@ -209,6 +223,8 @@ def _discard(path: Path) -> None:
 def explained(action: str, repo: str) -> Iterator[None]:
     """Errors of the Hub's client and of the disk, with a text that says what failed, why, and what to do.
 
+    Nothing but calls of the client belongs inside.
+
     Args:
         action: what is tried, as in "get user/repo/config.json".
         repo: "user/repo".
@@ -221,9 +237,23 @@ def explained(action: str, repo: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise ValueError(f"cannot {action}: {error}") from None
-    except (OSError, HTTPError) as error:
-        text = f"cannot {action}: " + "; ".join(_reason(error, repo))
-        raise _with_text(error, text) from None
+    except (OSError, HTTPError, RuntimeError) as error:
+        known = _as_known(error)
+        text = f"cannot {action}: " + "; ".join(_reason(known, repo))
+        raise _with_text(known, text) from None
+
+
+def _as_known(error: Exception) -> Exception:
+    """The OSError or HTTPError behind a RuntimeError, which xet and the client's uploads raise for whatever fails."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if not isinstance(error, RuntimeError):
+        return error
+    if CLOSED_CLIENT in str(error):
+        return LocalEntryNotFoundError(str(error))
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
+    return ConnectionError(_first_line(error))
 
 
 def _with_text(error: Exception, text: str) -> Exception:
@@ -249,7 +279,9 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
         return f"the disk is full ({_first_line(error)})", "free some, or set HF_HOME or cache_dir to another disk"
     if isinstance(error, OSError) and error.errno is not None:
         return _first_line(error), "check the permissions of the cache, or set HF_HOME or cache_dir to another folder"
-    return f"the connection broke ({_first_line(error)})", "run it again"
+    if match := re.search(r"\b(401 Unauthorized|403 Forbidden)\b", str(error)):  # xet knows no class for it
+        return f"the Hub refuses the token ({match[1]})", TOKEN_REMEDY
+    return f"the transfer failed ({_first_line(error)})", "run it again, with HF_HUB_DISABLE_XET=1 if xet is what fails"
 
 
 def _unreachable_reason(cause: BaseException | None, repo: str) -> tuple[str, str]:
@@ -275,12 +307,14 @@ def _refusal_reason(error: HfHubHTTPError, repo: str) -> tuple[str, str]:
     if isinstance(error, RepositoryNotFoundError):
         private = "check its name; if it is private, `hf auth login` or set HF_TOKEN"
         return f"there is no repository {repo} at {constants.ENDPOINT}, or it is private", private
+    if isinstance(error, DisabledRepoError):
+        return "the Hub has disabled the repository", f"see {page}"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision", f"choose one of {page}/commits/main"
     if isinstance(error, RemoteEntryNotFoundError):
         return "the repository has no such file", f"see {page}/tree/main; dvt_timm.push_to_hub makes such repositories"
     if status in (401, 403):
-        return f"the Hub refuses the token ({status})", "check HF_TOKEN, or `hf auth login` with one that may do this"
+        return f"the Hub refuses the token ({status})", TOKEN_REMEDY
     if status == 429:
         return "the Hub gets too many requests (429)", "wait some minutes; with a token (HF_TOKEN) more are allowed"
     if status >= 500:

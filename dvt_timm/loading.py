@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
+from .convert import check_finite
 from .stride import overlapping_grid, set_stride
 
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
@@ -38,7 +39,7 @@ def load_backbone(
 
     Raises:
         RuntimeError: if the checkpoint does not fit the model.
-        ValueError: if a saved model's position embedding is on a grid that nothing tells.
+        ValueError: if a saved model's position embedding is on a grid that nothing tells, or values are not finite.
     """
     base_filter = eva_filter if isinstance(model, Eva) else vit_filter
     held: dict[str, Tensor] = {}
@@ -51,7 +52,9 @@ def load_backbone(
         state = base_filter(state, model)
         if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
             state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
-        _check_complete(state, model, source)
+        checkpoint = source.get("hf_hub_id") or source.get("file") or "the checkpoint"
+        _check_complete(state, model, checkpoint, source.get("classifier"))
+        check_finite(state, checkpoint)
         return state
 
     load_pretrained(
@@ -65,14 +68,14 @@ def load_backbone(
     return held
 
 
-def _check_complete(state: Mapping[str, Tensor], model: Any, source: Mapping[str, Any]) -> None:
+def _check_complete(
+    state: Mapping[str, Tensor], model: Any, checkpoint: str, classifier: str | tuple[str, ...] | None
+) -> None:
     """Raise RuntimeError if tensors of a model are missing: timm lets it pass where the number of classes differs."""
-    classifier = source.get("classifier")
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     own = tuple(f"{name}." for name in names)
     missing = [key for key in model.state_dict() if key not in state and not key.startswith(own)]
     if missing:
-        checkpoint = source.get("hf_hub_id") or source.get("file") or "the checkpoint"
         raise RuntimeError(f"{checkpoint} does not fit the model: Missing key(s) in state_dict: {', '.join(missing)}")
 
 

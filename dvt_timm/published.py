@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from . import hub
-from .checkpoints import check_finite, head_from_state, plain_model, read_head, read_tensors, refused, save_head
-from .convert import is_head, read_checkpoint
+from .checkpoints import head_from_state, plain_model, read_head, read_tensors, refused, save_head
+from .convert import check_finite, is_head, read_checkpoint
 from .files import replacing
 from .head import DenoiserHead
 from .manifest import Variant, weights_path
@@ -62,8 +63,8 @@ def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Pa
         ValueError: if they do not fit, or are not finite.
     """
     check_finite(state, source)
-    if "pos_embed" not in state:
-        raise ValueError(f"{source} does not fit {base}: it holds no 'pos_embed'")
+    if "pos_embed" not in state or state["pos_embed"].ndim != 3:
+        raise ValueError(f"{source} does not fit {base}: it holds no 'pos_embed' (1, tokens, dim)")
     side = math.isqrt(state["pos_embed"].shape[1] - (0 if plain.no_embed_class else plain.num_prefix_tokens))
     try:
         model = timm.create_model(
@@ -115,26 +116,37 @@ def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[
     if variant.repo is None:
         path = weights_path(variant.file)
         return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
-    pins = {"revision": variant.revision, "sha256": variant.sha256}
-    (path,) = hub.fetch(variant.repo, variant.file, cache_dir=cache_dir, check_cached=False, **pins)
-    with refused(f"{variant.repo}/{variant.file}"):
-        return _converted(path), f"{variant.repo}/{variant.file}"
+    fetch = partial(hub.fetch, variant.repo, variant.file, cache_dir=cache_dir, sha256=variant.sha256)
+    (path,) = fetch(revision=variant.revision, check_cached=False)
+    kept = _place_beside(path, variant)
+    if (state := _read_kept(kept)) is None:
+        (path,) = fetch(revision=hub.commit_of(path))
+        with refused(f"{variant.repo}/{variant.file}"):
+            state = read_checkpoint(path)
+        _keep(state, kept)
+    return state, f"{variant.repo}/{variant.file}"
 
 
-def _converted(path: Path) -> dict[str, Tensor]:
-    """The tensors of a cached `.pth`, which is read once: they are kept beside it as safetensors."""
-    version = hub.recorded_sha256(path) or hub.commit_of(path)
-    kept = hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
-    if kept.is_file():
-        try:
-            return read_tensors(kept)
-        except ValueError as error:
-            logger.warning("%s; it is made again", error)
-    state = read_checkpoint(path)
+def _place_beside(path: Path, variant: Variant) -> Path:
+    """Where the tensors of a cached `.pth` are kept as safetensors, so that it is read once."""
+    version = variant.sha256 or hub.recorded_sha256(path) or hub.commit_of(path)
+    return hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
+
+
+def _read_kept(kept: Path) -> dict[str, Tensor] | None:
+    """None if there are none, or if they are damaged."""
+    try:
+        return read_tensors(kept) if kept.is_file() else None
+    except ValueError as error:
+        logger.warning("%s; it is made again", error)
+        return None
+
+
+def _keep(state: dict[str, Tensor], kept: Path) -> None:
+    """Write them, if the cache can be written: one that is full or read-only loads all the same."""
     try:
         kept.parent.mkdir(exist_ok=True)
         with replacing(kept) as scratch:
             save_file({key: value.contiguous() for key, value in state.items()}, scratch, {"format": "pt"})
-    except (OSError, SafetensorError) as error:  # a cache that is full or read-only loads all the same
+    except (OSError, SafetensorError) as error:
         logger.info("%s is not kept: %s", kept, error)
-    return state

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import timm.models
+from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .checkpoints import plain_model, refused
+from .checkpoints import is_head_config, plain_model, refused
 from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
 from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path
-from .saved import saved_head
+from .saved import saved_config
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
@@ -120,8 +121,9 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
     @functools.wraps(plain)
     def entrypoint(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-        if found := _find_saved_head(pretrained_cfg, kwargs.get("cache_dir")):
-            return _build_saved_head(plain, *found, pretrained=pretrained, **kwargs)
+        saved = _saved_config(pretrained_cfg, kwargs.get("cache_dir"))
+        if saved is not None and is_head_config(saved[1]):
+            return _build_saved_head(plain, *saved, pretrained=pretrained, **kwargs)
         tag = _tag(pretrained_cfg)
         variant = _variants.get(f"{arch}.{tag}")
         known = [name for name in list_variants() if name.startswith(f"{arch}.")]
@@ -143,9 +145,9 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return entrypoint
 
 
-def _find_saved_head(cfg: Any, cache_dir: Any) -> tuple[str, dict[str, Any]] | None:
+def _saved_config(cfg: Any, cache_dir: Any) -> tuple[str, dict[str, Any]] | None:
     source = field(cfg, "source")
-    return saved_head(source, field(cfg, "file" if source == "local-dir" else "hf_hub_id"), cache_dir)
+    return saved_config(source, field(cfg, "file" if source == "local-dir" else "hf_hub_id"), cache_dir)
 
 
 def _build_saved_head(
@@ -165,12 +167,16 @@ def _build_saved_head(
     base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
     if not isinstance(base, str) or base.partition(".")[0] != plain.__name__:
         raise ValueError(f"{location}: its base is {base!r}, which is no {plain.__name__}; save or push the head again")
+    args = config.get("model_args", {})
     with refused(location):
-        patch = plain_model(base).patch_embed.patch_size
-        grid = as_grid(shape["grid_size"])  # type: ignore[arg-type]
+        if not args.keys() <= {"denoiser", "stride"}:
+            raise ValueError(f"its model_args {args} are not those of a head")
+        grid, embed = as_grid(shape["grid_size"]), plain_model(base).patch_embed  # type: ignore[arg-type]
+    strides = to_2tuple(args.get("stride", embed.patch_size))
+    height, width = ((n - 1) * stride + patch for n, stride, patch in zip(grid, strides, embed.patch_size, strict=True))
     variant = _user_variant(base, location)
-    cfg = _listed_cfg(variant, (3, grid[0] * patch[0], grid[1] * patch[1]))
-    if denoiser == config.get("model_args", {}).get("denoiser"):  # timm passes what the configuration says
+    cfg = _listed_cfg(variant, (3, height, width))
+    if denoiser == args.get("denoiser"):  # timm passes what the configuration says
         denoiser = None if pretrained else shape
     return build_model(
         plain,

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import PatchEmbed
 
 from . import hub
-from .checkpoints import WRITTEN, check_schema, is_head_config, write_folder
+from .checkpoints import WRITTEN, check_schema, is_head_config, uncompiled, write_folder
 from .convert import checkpoint_keys
 from .files import read_json
 from .head import DenoiserHead
@@ -37,6 +37,7 @@ def save_model(model: Any, folder: str | Path) -> Path:
     """
     from timm.models._hub import save_config_for_hf
 
+    model = uncompiled(model)
     if isinstance(model, DenoiserHead):
         raise TypeError("cannot save a head as a model; use save_head")
     if not isinstance(getattr(model, "patch_embed", None), PatchEmbed) or not hasattr(model, "pretrained_cfg"):
@@ -80,8 +81,8 @@ def is_saved_model(source: str | Path, cache_dir: str | Path | None = None) -> b
     return path.is_file() and not is_head_config(read_json(path))
 
 
-def saved_head(source: str | None, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
-    """The head that timm has found where it looked for a model: its source for `load_head`, and its configuration.
+def saved_config(source: str | None, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
+    """The configuration where timm has found a model, or a head of ours in the place of one.
 
     Args:
         source: timm's word for the kind of place, "hf-hub" or "local-dir".
@@ -89,10 +90,11 @@ def saved_head(source: str | None, location: str, cache_dir: str | Path | None) 
         cache_dir: of the Hub client.
 
     Returns:
-        None if there is a model, or nothing.
+        The place as `load_head` names it, a repository at the commit that was fetched, and its configuration; None for
+        another kind of place.
 
     Raises:
-        ValueError: if a newer version wrote it.
+        ValueError: if a newer version wrote it, or the repository names a head elsewhere.
     """
     if source == "hf-hub":
         repo, revision = hub.split_source(location)
@@ -105,7 +107,9 @@ def saved_head(source: str | None, location: str, cache_dir: str | Path | None) 
     config = read_json(path)
     if config.get("library") == WRITTEN["library"]:
         check_schema(path, config)
-    return (location, config) if is_head_config(config) else None
+    if source == "hf-hub" and isinstance(denoiser := config.get("model_args", {}).get("denoiser"), str):
+        raise ValueError(f"{location} is refused: its configuration names a head elsewhere, {denoiser!r}")
+    return location, config
 
 
 def holds_denoiser(checkpoint: str | Path) -> bool:

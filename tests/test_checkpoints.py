@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def test_the_same_head_gives_the_same_bytes(tmp_path: Path) -> None:
     folders = [dvt_timm.save_head(random_head(), tmp_path / str(i), base=BASE) for i in range(8)]
     for name in ("config.json", "model.safetensors"):
         assert len({(folder / name).read_bytes() for folder in folders}) == 1
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    head = random_head()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: dvt_timm.save_head(head, tmp_path, base=BASE), range(16)))
+    assert torch.equal(dvt_timm.load_head(tmp_path).pos_embed, head.pos_embed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_half_precision_files_become_float32(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class TestPush:
     def test_a_models_folder(self, hub: Hub, tmp_path: Path, capsys: Any) -> None:
         model = timm.create_model(TINY, denoiser=random_head(64))
         dvt_timm.save_model(model, tmp_path / "whole")
-        assert cli.main(["push", str(tmp_path / "whole"), "me/whole", "--merged"]) == 0
+        assert cli.main(["push", str(tmp_path / "whole"), "me/whole"]) == 0
         assert same_weights(timm.create_model("hf-hub:me/whole", pretrained=True), model)
 
     def test_a_file_and_its_base(self, hub: Hub, folder: Path, capsys: Any) -> None:

@@ -54,7 +54,7 @@ def test_code_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [{"step": 1}, [1, 2], {"denoiser": {"a": 1}}])
+@pytest.mark.parametrize("content", [{"step": 1}, [1, 2], {"denoiser": {"a": 1}}, {"denoiser": {1: torch.ones(1)}}])
 def test_other_contents(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth holds"):

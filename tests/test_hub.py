@@ -276,6 +276,14 @@ class TestEnvironment:
         assert {path.name for path in elsewhere.glob("models--*")} == {f"models--timm--{TINY}", "models--me--head"}
         assert blobs(cache) == []
 
+    def test_a_cache_dir_in_the_home(
+        self, hub: Hub, head: Any, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        model = timm.create_model("hf-hub:me/head", pretrained=True, cache_dir="~/mine")
+        assert same_weights(model.denoiser, head)
+        assert (tmp_path / "mine/models--me--head").is_dir()
+
     def test_offline_with_everything_cached(
         self, hub: Hub, head: Any, base: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -328,6 +336,12 @@ class TestChecking:
         (weights,) = cache.glob(f"models--me--head/snapshots/*/{WEIGHTS}")
         weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_a_cached_base_that_was_damaged(self, hub: Hub, head: Any, base: Any, cache: Path) -> None:
+        timm.create_model("hf-hub:me/head", pretrained=True)
+        (weights,) = cache.glob(f"models--timm--*/snapshots/*/{WEIGHTS}")
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert same_weights(timm.create_model("hf-hub:me/head", pretrained=True).blocks, base.blocks)
 
     def test_a_damaged_one_without_a_network(
         self, hub: Hub, head: Any, cache: Path, monkeypatch: pytest.MonkeyPatch

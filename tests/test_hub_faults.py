@@ -1,6 +1,7 @@
 """What goes wrong while pulling: the right outcome, an error that names repository, file and remedy, a clean cache."""
 
 import errno
+import json
 import os
 import pickle
 import signal
@@ -182,9 +183,12 @@ class TestServerTrouble:
         fault.times = 0
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
 
-    def test_5xx_of_the_base(self, hub: Hub, head: Any, base: Any) -> None:
-        """Nor is another file of the base's repository taken instead."""
-        hub.repos[f"timm/{TINY}"].commit({"pytorch_model.bin": b"another file"})
+    def test_5xx_of_the_base(self, hub: Hub, head: Any, base: Any, tmp_path: Path) -> None:
+        """Nor is another file of the base's repository taken instead, not even from the cache."""
+        torch.save(timm.create_model(TINY).state_dict(), tmp_path / "other.bin")
+        hub.repos[f"timm/{TINY}"].commit({"pytorch_model.bin": (tmp_path / "other.bin").read_bytes()})
+        huggingface_hub.hf_hub_download(f"timm/{TINY}", "pytorch_model.bin")
+        hub.requests.clear()
         hub.fail("HEAD /timm/.*safetensors", status=503)
         with pytest.raises(OSError, match=rf"cannot get timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"):
             timm.create_model("hf-hub:me/head", pretrained=True)
@@ -238,8 +242,44 @@ class TestServerTrouble:
     def test_too_slow(self, hub: Hub, head: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
         hub.fail(LARGE, pause=0.4)
-        load_fails(OSError, f"me/head/{WEIGHTS}", "the connection broke", "run it again")
+        load_fails(OSError, f"me/head/{WEIGHTS}", "the transfer failed", "run it again")
         assert_clean(cache, CONFIG)
+
+
+class TestXet:
+    """The client's other way to large files, where `hf_xet` is installed."""
+
+    @pytest.fixture(autouse=True)
+    def pushed(self, hub: Hub, head: Any, plain_storage: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not huggingface_hub.utils.is_package_available("hf_xet"):
+            pytest.skip("hf_xet is not installed")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        hub.absent.add(f"timm/{TINY}")
+        dvt_timm.push_to_hub(head, "me/xet", base=TINY)
+
+    @pytest.mark.parametrize(
+        ("step", "status"),
+        [("xet-read-token", 403), ("xet-read-token", 404), ("/xet/v./reconstructions", 404), ("GET /xet/xorbs", 404)],
+    )
+    def test_refused(self, hub: Hub, head: Any, step: str, status: int, cache: Path) -> None:
+        fault = hub.fail(step, status=status)
+        load_fails(OSError, f"me/xet/{WEIGHTS}", source="hf-hub:me/xet")
+        assert list(cache.rglob("*.incomplete")) == []
+        assert list(cache.glob(f"models--me--xet/snapshots/*/{WEIGHTS}")) == []
+        fault.times = 0
+        assert same_weights(dvt_timm.load_head("hf-hub:me/xet"), head)
+
+    def test_without_it(self, hub: Hub, head: Any) -> None:
+        """The remedy that the error names."""
+        hub.fail("GET /xet/", status=404)
+        load_fails(OSError, "the transfer failed", "HF_HUB_DISABLE_XET=1", source="hf-hub:me/xet")
+
+    def test_full_disk(self, hub: Hub, cache: Path) -> None:
+        with full_disk():
+            error = load_fails(OSError, f"me/xet/{WEIGHTS}", "the disk is full", source="hf-hub:me/xet")
+        assert error.errno == errno.EFBIG
+        assert list(cache.glob(f"models--me--xet/snapshots/*/{WEIGHTS}")) == []
 
 
 class TestDisk:
@@ -379,12 +419,36 @@ class TestHostileRepositories:
         ],
     )
     def test_configurations_for_create_model(self, hub: Hub, head: Any, change: dict[str, Any], message: str) -> None:
-        import json
-
         config = json.loads(hub.repos["me/head"].files()[CONFIG])
         hub.repos["me/head"].commit({CONFIG: json.dumps({**config, **change}).encode()})
         with pytest.raises(ValueError, match=message):
             timm.create_model("hf-hub:me/head", pretrained=True)
+
+    @pytest.mark.parametrize("args", [{"depth": 14, "pretrained_strict": False}, {"img_size": "x"}, {"a": 1}])
+    def test_arguments_that_no_head_has(self, hub: Hub, head: Any, args: dict[str, Any]) -> None:
+        config = json.loads(hub.repos["me/head"].files()[CONFIG])
+        config["model_args"].update(args)
+        hub.repos["me/head"].commit({CONFIG: json.dumps(config).encode()})
+        with pytest.raises(ValueError, match=r"me/head@\w+ is refused: its model_args .* are not those of a head"):
+            timm.create_model("hf-hub:me/head", pretrained=True)
+
+    def test_a_model_that_names_a_head_elsewhere(self, hub: Hub, base: Any, tmp_path: Path) -> None:
+        model = timm.create_model(TINY, pretrained=True, denoiser=random_head(64, (5, 4)))
+        files = files_of(dvt_timm.save_model(model, tmp_path / "merged"))
+        config = json.loads(files[CONFIG])
+        for elsewhere in ("hf-hub:evil/head", str(tmp_path / "merged")):
+            config["model_args"]["denoiser"] = elsewhere
+            hub.repo("me/merged", {**files, CONFIG: json.dumps(config).encode()})
+            with pytest.raises(ValueError, match=r"me/merged@\w+ is refused: .* names a head elsewhere"):
+                timm.create_model("hf-hub:me/merged", pretrained=True)
+        assert hub.asked("evil") == []
+
+    def test_a_model_whose_backbone_is_not_finite(self, hub: Hub, base: Any, tmp_path: Path) -> None:
+        model = timm.create_model(TINY, pretrained=True, denoiser=random_head(64, (5, 4)))
+        torch.nn.init.constant_(model.blocks[2].norm1.bias, float("nan"))
+        hub.repo("me/merged", files_of(dvt_timm.save_model(model, tmp_path / "merged")))
+        with pytest.raises(ValueError, match=r"me/merged@\w+: values of blocks\.2\.norm1\.bias are not finite"):
+            timm.create_model("hf-hub:me/merged", pretrained=True)
 
     def test_an_architecture_that_does_not_exist(self, hub: Hub, head: Any) -> None:
         hub.repos["me/head"].commit({CONFIG: b'{"kind": "head", "base": "vit_none.x", "architecture": "vit_none"}'})
@@ -393,8 +457,6 @@ class TestHostileRepositories:
 
     def test_a_model_that_names_other_files(self, hub: Hub, base: Any, tmp_path: Path, cache: Path) -> None:
         """Paths in the configuration of a pushed model are not followed: not out of the cache, not to a pickle."""
-        import json
-
         model = timm.create_model(TINY, pretrained=True, denoiser=random_head(64, (5, 4)))
         files = files_of(dvt_timm.save_model(model, tmp_path / "merged"))
         config = json.loads(files[CONFIG])

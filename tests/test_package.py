@@ -18,6 +18,7 @@ ORDER = [  # a module imports from those further right only
     "pins",
     "listing",
     "push",
+    "card",
     "extract",
     "registry",
     "factory",

@@ -169,6 +169,16 @@ class TestPins:
             published.published_head(pinned)
         assert list(cache.glob("models--*/snapshots/*/*/*.pth")) == []
 
+    @pytest.mark.parametrize("change", [lambda data: data[:5000] + b"\xff" + data[5001:], lambda data: data[:5000]])
+    def test_a_damaged_file_in_the_cache_is_not_converted(self, hub: Hub, head: Any, cache: Path, change: Any) -> None:
+        file = f"voc_denoised/{SMALL_BASE}.pth"
+        (path,) = published.hub.fetch("jjiaweiyang/DVT", file)
+        path.write_bytes(change(path.read_bytes()))
+        data = hub.repos["jjiaweiyang/DVT"].files()[file]
+        for pins in ({}, {"revision": path.parent.parent.name, "sha256": hashlib.sha256(data).hexdigest()}):
+            variant = Variant(SMALL, SMALL_BASE, repo="jjiaweiyang/DVT", file=file, **pins)
+            assert same_weights(published.published_head(variant)[0], head)
+
     def test_a_pinned_commit_in_the_cache_needs_no_request(self, hub: Hub, head: Any) -> None:
         repo, file = hub.repos["jjiaweiyang/DVT"], f"voc_denoised/{SMALL_BASE}.pth"
         pins = {"revision": repo.branches["main"], "sha256": hashlib.sha256(repo.files()[file]).hexdigest()}
@@ -228,6 +238,7 @@ class TestConvertCheckpoint:
             ("denoiser", random_head(64, (4, 4)).state_dict(), SMALL_BASE, "64 channels wide, .*has 384"),
             ("denoiser", {"denoiser.norm1.bias": torch.ones(3)}, SMALL_BASE, "is no denoiser head"),
             ("model", {"model.norm.bias": torch.ones(3)}, SMALL_BASE, "does not fit .*: it holds no 'pos_embed'"),
+            ("model", {"model.pos_embed": torch.ones(3)}, SMALL_BASE, "does not fit .*: it holds no 'pos_embed'"),
             (
                 "model",
                 {"model.pos_embed": torch.ones(1, 197, 192)},

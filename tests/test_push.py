@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -96,10 +97,27 @@ class TestHeads:
         assert json.loads(hub.repos["me/head"].files()[CONFIG])["base"] == TINY
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
 
-    def test_a_models_stride(self, hub: Hub, base: Any, head: Any) -> None:
-        model = timm.create_model(TINY, pretrained=True, denoiser=head, stride=8)
+    def test_a_models_stride(self, hub: Hub, base: Any) -> None:
+        model = timm.create_model(TINY, pretrained=True, denoiser=random_head(64, (19, 19)), stride=8)
         dvt_timm.push_to_hub(model, "me/head")
-        assert timm.create_model("hf-hub:me/head", pretrained=True).patch_embed.stride == (8, 8)
+        pulled = timm.create_model("hf-hub:me/head", pretrained=True)
+        assert pulled.patch_embed.stride == (8, 8)
+        assert pulled.patch_embed.grid_size == (19, 19)
+        assert pulled.pretrained_cfg["input_size"] == (3, 160, 160)
+
+    def test_a_base_that_nobody_published(self, hub: Hub) -> None:
+        base = "vit_giant_patch14_224"
+        dvt_timm.push_to_hub(random_head(1408), "me/head", base=base)
+        assert card_of(hub, "me/head").data.base_model is None
+
+    def test_compiled(self, hub: Hub, model: Any, head: Any) -> None:
+        dvt_timm.push_to_hub(torch.compile(head), "me/head", base=TINY)
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+        dvt_timm.push_to_hub(torch.compile(model), "me/merged", merged=True)
+        model.denoiser = torch.compile(model.denoiser)
+        dvt_timm.push_to_hub(model, "me/part", merged=True)
+        for name in ("me/merged", "me/part"):
+            assert same_weights(timm.create_model(f"hf-hub:{name}", pretrained=True).denoiser, head)
 
     def test_the_embedded_base_keeps_its_name(self, hub: Hub) -> None:
         dvt_timm.push_to_hub(timm.create_model(DEMO, pretrained=True), "me/demo")
@@ -132,6 +150,17 @@ class TestModels:
         dvt_timm.push_to_hub(base, "me/plain")
         assert card_of(hub, "me/plain").data.library_name == "timm"
         assert same_weights(timm.create_model("hf-hub:me/plain", pretrained=True), base)
+
+    def test_plain_timm_is_not_promised_what_it_cannot_build(self, hub: Hub, base: Any) -> None:
+        dvt_timm.push_to_hub(timm.create_model(TINY, pretrained=True, stride=8), "me/strided")
+        assert card_of(hub, "me/strided").data.library_name == "dvt-timm"
+        assert timm.create_model("hf-hub:me/strided", pretrained=True).patch_embed.stride == (8, 8)
+
+    def test_arguments_of_a_plain_model(self, hub: Hub, base: Any) -> None:
+        model = timm.create_model(TINY, pretrained=True, act_layer="relu")
+        dvt_timm.push_to_hub(model, "me/relu")
+        pulled = timm.create_model("hf-hub:me/relu", pretrained=True)
+        assert isinstance(pulled.blocks[0].mlp.act, torch.nn.ReLU)
 
     def test_plain_timm_loads_what_the_card_says_it_loads(self, hub: Hub, base: Any, tmp_path: Path) -> None:
         dvt_timm.push_to_hub(base, "me/plain")
@@ -199,8 +228,46 @@ class TestCard:
             content = card_of(hub, f"me/{name}").content
             assert not re.search(r"None|Undefined|\{\{|\{%|\n\n\n", content), content
 
+    def test_numbers_of_numpy(self, hub: Hub, head: Any) -> None:
+        metrics = {"VOC": {"mIoU": np.float64(84.9), "RMSE": np.float32(0.5), "n": 3}}
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=metrics)
+        assert [result.metric_value for result in card_of(hub, "me/head").data.eval_results] == [84.9, 0.5, 3]
+        one = EvalResult("image-segmentation", "voc", "VOC", "miou", np.float64(1.5))
+        dvt_timm.push_to_hub(head, "me/one", base=TINY, metrics=one)
+        assert card_of(hub, "me/one").data.eval_results[0].metric_value == 1.5
+
+    def test_odd_names_stay_in_their_cells(self, hub: Hub, head: Any) -> None:
+        metrics = {"A|B\n\n# evil <script>": {'m"x: |': 1}, "!!!": {"???": 2}}
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=metrics, datasets="imagenet-1k")
+        card = card_of(hub, "me/head")
+        assert '| A\\|B # evil &lt;script&gt; | m"x: \\| | 1 |' in card.content
+        assert "<script>" not in card.text
+        assert card.data.datasets == ["imagenet-1k"]
+        assert [result.dataset_type for result in card.data.eval_results] == ["a-b-evil-script", "other"]
+
+    def test_an_own_one_is_not_given_metrics_in_silence(self, hub: Hub, head: Any) -> None:
+        hub.repo("me/head", {CARD: b"my words"})
+        with pytest.warns(UserWarning, match=r"has a README\.md, which is kept; add metrics"):
+            dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=METRICS)
+
+    def test_a_licence_that_the_hub_has_no_word_for(self, hub: Hub, head: Any) -> None:
+        if "vit_small_patch16_dinov3" not in timm.list_models():
+            pytest.skip("no DINOv3 in this timm")
+        base = "vit_small_patch16_dinov3.lvd1689m"
+        hub.absent.add(f"timm/{base}")
+        dvt_timm.push_to_hub(random_head(384), "me/head", base=base)
+        data = card_of(hub, "me/head").data
+        assert (data.license, data.license_name) == ("other", "dinov3-license")
+
     @pytest.mark.parametrize(
-        "metrics", [{"VOC": {"mIoU": float("nan")}}, {"VOC": {"mIoU": "84"}}, {"VOC": {"mIoU": True}}, {"VOC": 84.0}]
+        "metrics",
+        [
+            {"VOC": {"mIoU": float("nan")}},
+            {"VOC": {"mIoU": "84"}},
+            {"VOC": {"mIoU": True}},
+            {"VOC": 84.0},
+            [EvalResult("a", "b", "c", "d", float("inf"))],
+        ],
     )
     def test_metrics_that_are_none(self, hub: Hub, head: Any, metrics: Any) -> None:
         with pytest.raises(ValueError, match="metric"):
@@ -213,6 +280,19 @@ class TestWhereItGoes:
         dvt_timm.push_to_hub(head, "me/head", base=TINY, private=True)
         assert hub.repos["me/head"].private
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
+
+    def test_a_public_one_does_not_become_private_in_silence(self, hub: Hub, head: Any) -> None:
+        repo = hub.repo("me/head", {CARD: b""})
+        with pytest.raises(ValueError, match="me/head exists and is public"):
+            dvt_timm.push_to_hub(head, "me/head", base=TINY, private=True)
+        assert len(repo.commits) == 1
+
+    def test_into_an_open_pull_request(self, hub: Hub, head: Any) -> None:
+        hub.repo("me/head", {CARD: b""})
+        dvt_timm.push_to_hub(head, "me/head", base=TINY, create_pr=True)
+        dvt_timm.push_to_hub(random_head(64, seed=4), "me/head", base=TINY, revision="refs/pr/1")
+        assert hub.asked("branch") == []
+        assert len(hub.repos["me/head"].commits) == 3
 
     def test_a_branch(self, hub: Hub, head: Any) -> None:
         for _ in range(2):
@@ -230,9 +310,12 @@ class TestWhereItGoes:
         assert hub.repos["you/head"].files("refs/pr/1").keys() == {CARD, CONFIG, WEIGHTS}
 
     def test_a_token_and_a_message_of_ones_own(self, hub: Hub, head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("HF_TOKEN")
+        serve_base(hub)
+        hub.repos[f"timm/{TINY}"].private = True
+        monkeypatch.setenv("HF_TOKEN", "hf_expired")
         dvt_timm.push_to_hub(head, "me/head", base=TINY, token="hf_secret", commit_message="Better")
         assert hub.repos["me/head"].messages[-1] == "Better"
+        assert json.loads(hub.repos["me/head"].files()[CONFIG])["base_sha256"] is not None
 
 
 class TestBadArguments:
@@ -246,12 +329,19 @@ class TestBadArguments:
             ("head", {"base": TINY, "merged": True}, ValueError, "merged=True pushes a model"),
             ("linear", {"base": TINY}, TypeError, "DenoiserHead or a model of timm.create_model"),
             ("features", {}, TypeError, "features_only"),
+            ("nan", {"base": TINY}, ValueError, "pos_embed are not finite"),
+            ("model", {"base": "vit_large_patch16_224.mae"}, ValueError, "the model is a test_vit, its base cannot be"),
+            ("untagged", {}, ValueError, "does not say its tag"),
         ],
     )
     def test_nothing_is_sent(
         self, hub: Hub, head: Any, pushed: str, options: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         things = {"head": head, "linear": torch.nn.Linear(2, 2)}
+        things["model"] = timm.create_model(TINY, denoiser=head)
+        things["untagged"] = timm.create_model("test_vit", pretrained_cfg={"num_classes": 0}, denoiser=head)
+        things["nan"] = random_head(64)
+        torch.nn.init.constant_(things["nan"].pos_embed, float("nan"))
         if pushed == "features":
             things["features"] = timm.create_model(TINY, denoiser=head, features_only=True, out_indices=[-1])
         with pytest.raises(error, match=message):
@@ -259,8 +349,25 @@ class TestBadArguments:
         assert hub.asked("POST") == []
 
     def test_a_name_that_is_none(self, hub: Hub, head: Any) -> None:
-        with pytest.raises(ValueError, match="cannot push to me/x/y"):
-            dvt_timm.push_to_hub(head, "me/x/y", base=TINY)
+        for name in ("me/x/y", "x"):
+            with pytest.raises(ValueError, match="repo_id must be 'user/repo'"):
+                dvt_timm.push_to_hub(head, name, base=TINY)
+        with pytest.raises(ValueError, match="cannot push to me/a b"):
+            dvt_timm.push_to_hub(head, "me/a b", base=TINY)
+
+
+class TestXetFaults:
+    def test_every_refusal_says_what_to_do(self, hub: Hub, head: Any) -> None:
+        if not huggingface_hub.utils.is_package_available("hf_xet"):
+            pytest.skip("hf_xet is not installed")
+        for step in ("xet-write-token", "POST /xet/v1/shards"):
+            fault = hub.fail(step, status=403)
+            unsent = random_head(64, seed=len(step))  # xet does not send again what it has sent
+            with pytest.raises(OSError, match=r"cannot push to me/head: .*(HF_TOKEN|DISABLE_XET)"):
+                dvt_timm.push_to_hub(unsent, "me/head", base=TINY)
+            fault.times = 0
+        dvt_timm.push_to_hub(head, "me/head", base=TINY)
+        assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
 
 
 @pytest.mark.usefixtures("plain_storage")
@@ -310,9 +417,9 @@ class TestFaults:
 
     def test_the_bases_repository_fails(self, hub: Hub, head: Any) -> None:
         hub.fail("HEAD /timm", status=503)
-        with pytest.raises(OSError, match=rf"cannot look up timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"):
+        with pytest.warns(UserWarning, match=rf"without the SHA-256 .*timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"):
             self.push(head)
-        assert hub.asked("POST") == []
+        assert json.loads(hub.repos["me/head"].files()[CONFIG])["base_sha256"] is None
 
     def test_429(self, hub: Hub, head: Any) -> None:
         Hurried.waited.clear()
@@ -332,7 +439,7 @@ class TestFaults:
 
     def test_interrupted_after_the_commit_landed(self, hub: Hub, head: Any, storage: None) -> None:
         hub.fail("commit/main", times=1, reset="done")
-        self.push_fails(head, OSError, "the connection broke", "run it again")
+        self.push_fails(head, OSError, "the transfer failed", "run it again")
         landed = hub.repos["me/head"].branches["main"]
         assert self.push(head).oid == landed
         assert len(hub.repos["me/head"].commits) == 2

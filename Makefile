@@ -6,7 +6,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OLDEST := timm==1.0.21 huggingface_hub==1.26.0
+OLDEST_TIMM := timm==1.0.21
+OLDEST_HUB := huggingface_hub==1.26.0
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 
 .PHONY: demo test test-slow test-oldest check bench clean
 
@@ -19,8 +21,9 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: $(VENV)/oldest/installed
-	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n auto
+test-oldest: $(VENV)/oldest-timm/installed $(VENV)/oldest-hub/installed
+	PYTHONPATH=$(VENV)/oldest-timm:$(VENV)/oldest-hub $(BIN)/python -m pytest -n auto
+	PYTHONPATH=$(VENV)/oldest-timm $(BIN)/python -m pytest -n auto tests/test_clients.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -37,15 +40,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[clients,dev,export]'
+	$(PIP) -e '.[clients,dev,export]'
 	touch $@
 
-$(VENV)/oldest/installed: $(VENV)/installed-dev Makefile
-	rm -rf $(@D)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(@D) $(OLDEST)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --target $(@D) 'httpx<1'
+$(VENV)/oldest-timm/installed: $(VENV)/installed-dev
+	$(PIP) --no-deps --target $(@D) $(OLDEST_TIMM)
+	touch $@
+
+$(VENV)/oldest-hub/installed: $(VENV)/installed-dev
+	$(PIP) --no-deps --target $(@D) $(OLDEST_HUB)
+	$(PIP) --target $(@D) 'httpx<1'
 	touch $@

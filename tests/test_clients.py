@@ -46,10 +46,16 @@ class TestSegmentationModelsPytorch:
         assert_depends_on_head(model, model.encoder.model.denoiser, x)
 
 
+@pytest.fixture
+def transformers() -> Any:
+    return pytest.importorskip(
+        "transformers", exc_type=ImportError
+    )  # each version wants huggingface_hub of its own time
+
+
 class TestTransformers:
     @pytest.mark.parametrize("name", [VIT, EVA])
-    def test_timm_backbone_in_upernet(self, name: str) -> None:
-        transformers = pytest.importorskip("transformers")
+    def test_timm_backbone_in_upernet(self, transformers: Any, name: str) -> None:
         backbone = transformers.TimmBackboneConfig(
             backbone=name, out_indices=[2, 5, 8, 11], use_pretrained_backbone=False
         )
@@ -65,9 +71,10 @@ class TestTransformers:
 
     @pytest.mark.parametrize("name", [VIT, EVA, "vit_base_patch16_clip_384.dvt", DEMO])
     @pytest.mark.parametrize("stride", [None, 7])
-    def test_timm_wrapper_on_a_folder_saved_by_us(self, name: str, stride: int | None, tmp_path: Path) -> None:
+    def test_timm_wrapper_on_a_folder_saved_by_us(
+        self, transformers: Any, name: str, stride: int | None, tmp_path: Path
+    ) -> None:
         """TimmWrapperModel passes the bare architecture and model_args only: the head must be in them."""
-        transformers = pytest.importorskip("transformers")
         if name == EVA and not hasattr(timm.layers.RotaryEmbeddingCat, "init_non_persistent_buffers"):
             pytest.skip(f"transformers loses the rotary buffers of timm {timm.__version__}'s Eva, plain ones too")
         small = {} if name == DEMO else {"depth": 2, "denoiser": random_head(384 if "small" in name else 768)}

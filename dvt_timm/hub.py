@@ -176,7 +176,7 @@ def _fetch(
             return path
     commit = commit_of(path)
     _discard(path)
-    with explained(f"get {name} again (what was in the cache is damaged and was removed)", repo):
+    with explained(f"get {name} again (its copy in the cache is damaged and was removed)", repo):
         path = _download(repo, file, commit, cache_dir, force=True)
         if _is_sound(repo, file, path, sha256, is_new=True):
             return path

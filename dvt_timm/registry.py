@@ -169,7 +169,7 @@ def _build_saved_head(
         raise ValueError(f"{location}: its base is {base!r}, which is no {plain.__name__}; save or push the head again")
     args = config.get("model_args", {})
     with refused(location):
-        if not args.keys() <= {"denoiser", "stride"}:
+        if not args.keys() <= {"denoiser", "stride"} or not isinstance(args.get("stride", 1), int):
             raise ValueError(f"its model_args {args} are not those of a head")
         grid, embed = as_grid(shape["grid_size"]), plain_model(base).patch_embed  # type: ignore[arg-type]
     strides = to_2tuple(args.get("stride", embed.patch_size))

@@ -424,7 +424,7 @@ class TestHostileRepositories:
         with pytest.raises(ValueError, match=message):
             timm.create_model("hf-hub:me/head", pretrained=True)
 
-    @pytest.mark.parametrize("args", [{"depth": 14, "pretrained_strict": False}, {"img_size": "x"}, {"a": 1}])
+    @pytest.mark.parametrize("args", [{"depth": 14, "pretrained_strict": False}, {"img_size": "x"}, {"stride": "x"}])
     def test_arguments_that_no_head_has(self, hub: Hub, head: Any, args: dict[str, Any]) -> None:
         config = json.loads(hub.repos["me/head"].files()[CONFIG])
         config["model_args"].update(args)

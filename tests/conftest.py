@@ -1,10 +1,12 @@
 """A Hub of the tests' own, named in the environment before `huggingface_hub` reads it; no other is ever asked."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hub_server import Hub
@@ -13,14 +15,17 @@ HUB = Hub()
 os.environ["HF_ENDPOINT"] = HUB.url
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
 
-import huggingface_hub  # noqa: E402
-import torch  # noqa: E402
-from huggingface_hub.utils import _http  # noqa: E402
+import huggingface_hub
+import torch
+from helpers import serve_base, serve_head
+from huggingface_hub.utils import _http
 
-from dvt_timm import registry  # noqa: E402
+import dvt_timm
+from dvt_timm import registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -60,3 +65,15 @@ def own_names() -> Iterator[None]:
 def cache(hub: Hub) -> Path:
     """The folder of the client's cache."""
     return Path(huggingface_hub.constants.HF_HUB_CACHE)
+
+
+@pytest.fixture
+def head(hub: Hub, tmp_path: Path) -> dvt_timm.DenoiserHead:
+    """The repository me/head holds it."""
+    return serve_head(hub, tmp_path / "head")
+
+
+@pytest.fixture
+def base(hub: Hub) -> Any:
+    """The tiny ViT's weights lie where timm looks for them."""
+    return serve_base(hub)

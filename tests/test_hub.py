@@ -25,16 +25,6 @@ from dvt_timm.hub import fetch
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-@pytest.fixture
-def head(hub: Hub, tmp_path: Path) -> dvt_timm.DenoiserHead:
-    return serve_head(hub, tmp_path / "head")
-
-
-@pytest.fixture
-def base(hub: Hub) -> Any:
-    return serve_base(hub)
-
-
 class TestHeads:
     def test_every_way_to_one(self, hub: Hub, head: Any, base: Any) -> None:
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)

@@ -43,11 +43,6 @@ def plain_storage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def base(hub: Hub) -> Any:
-    return serve_base(hub)
-
-
-@pytest.fixture
 def head(hub: Hub) -> dvt_timm.DenoiserHead:
     hub.absent.add(f"timm/{TINY}")  # where no test serves it
     return random_head(64, (5, 4))

@@ -121,8 +121,9 @@ def head_config(head: DenoiserHead, base: str, stride: int | None = None) -> dic
     Raises:
         ValueError: if timm knows no ViT `base`.
     """
-    arch, _, tag = base.partition(".")
     patch_size = plain_model(base).patch_embed.patch_size[0]
+    arch, tag = base.partition(".")[0], get_pretrained_cfg(base).tag
+    base = f"{arch}.{tag}"
     overlap = {} if stride in (None, patch_size) else {"stride": stride}
     return {
         **WRITTEN,
@@ -207,7 +208,9 @@ def _read_config(path: Path, model_name: str) -> dict[str, Any]:
     config = read_json(path)
     check_schema(path, config)
     if not is_head_config(config):
-        raise ValueError(f"{path} is of a whole model, not of a head; load it as timm.create_model({model_name!r})")
+        raise ValueError(
+            f"{path} is of a whole model, not of a head; load it as timm.create_model({model_name!r}, pretrained=True)"
+        )
     if not isinstance(config.get("base", ""), str):
         raise ValueError(f"{path}: base must be the name of a timm model, got {config['base']!r}")
     return config

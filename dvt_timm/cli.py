@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        status: int = arguments.run(arguments)
-    except arguments.expected as error:
-        print(f"dvt-timm: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            status: int = arguments.run(arguments)
+        except arguments.expected as error:
+            print(f"dvt-timm: error: {_one_line(error)}", file=sys.stderr)
+            return 2
     return status
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"dvt-timm: warning: {_one_line(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,6 +271,8 @@ def _push(arguments: argparse.Namespace) -> int:
         create_pr=arguments.create_pr,
         commit_message=arguments.message,
     )
+    if arguments.create_pr and commit.pr_url is None:
+        print("dvt-timm: no pull request, the repository holds the same already", file=sys.stderr)
     print(commit.pr_url or commit.commit_url)
     return 0
 

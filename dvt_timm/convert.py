@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -58,6 +59,13 @@ def checkpoint_keys(path: Path | str) -> set[str]:
     return {str(key) for state in states if isinstance(state, dict) for key in state}
 
 
+def _reason(error: Exception) -> str:
+    """Why torch cannot read a file, without its advice to read it unsafely."""
+    if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds a {foreign[1]}, and nothing but tensors, plain values and numpy's float64 is read"
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+
+
 def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, on the CPU, under the keys of `DenoiserHead` or of timm.
 
@@ -71,7 +79,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_FLOAT64_SCALAR):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {_reason(error)}") from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     for kind, prefix in (("denoiser", ""), ("model", "model.")):

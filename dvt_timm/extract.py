@@ -139,7 +139,7 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
             options["denoiser"] = checkpoint
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
     except UNBUILDABLE as error:
-        raise CommandError(f"cannot build {name}: {error}") from error
+        raise CommandError(f"cannot build {checkpoint or name}: {error}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device).eval()

@@ -40,7 +40,7 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
 CLOSED_CLIENT = "client has been closed"  # what huggingface_hub 1.26 says where no connection can be made
 CLIENT: dict[str, Any] = {"library_name": "dvt-timm", "library_version": __version__}
-TOKEN_REMEDY = "check HF_TOKEN, or `hf auth login` with one that may do this"
+TOKEN_REMEDY = "check HF_TOKEN, or `hf auth login` with a token that may do this"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -280,7 +280,9 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
     if isinstance(error, OSError) and error.errno is not None:
         return _first_line(error), "check the permissions of the cache, or set HF_HOME or cache_dir to another folder"
     if match := re.search(r"\b(401 Unauthorized|403 Forbidden)\b", str(error)):  # xet knows no class for it
-        return f"the Hub refuses the token ({match[1]})", TOKEN_REMEDY
+        return f"the Hub does not allow it ({match[1]})", TOKEN_REMEDY
+    if type(error).__name__ == "ConnectError":  # of httpx or httpx2, as the client's version has it
+        return f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})", "check network, proxy and HF_ENDPOINT"
     return f"the transfer failed ({_first_line(error)})", "run it again, with HF_HUB_DISABLE_XET=1 if xet is what fails"
 
 
@@ -314,7 +316,7 @@ def _refusal_reason(error: HfHubHTTPError, repo: str) -> tuple[str, str]:
     if isinstance(error, RemoteEntryNotFoundError):
         return "the repository has no such file", f"see {page}/tree/main; dvt_timm.push_to_hub makes such repositories"
     if status in (401, 403):
-        return f"the Hub refuses the token ({status})", TOKEN_REMEDY
+        return f"the Hub does not allow it ({status})", TOKEN_REMEDY
     if status == 429:
         return "the Hub gets too many requests (429)", "wait some minutes; with a token (HF_TOKEN) more are allowed"
     if status >= 500:

@@ -29,7 +29,8 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
     """Turn an authors' `.pth` into a folder: a head as `save_head` writes it, or distilled weights as `save_model`.
 
     Args:
-        source: a denoised or distilled checkpoint.
+        source: a denoised checkpoint, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
+            one, `{"model": state_dict, ...}` with timm's keys behind "model.".
         folder: made if it does not exist.
         base: timm name of the backbone, "arch.tag"; by default the name of the file, as the authors' files have it.
 
@@ -44,7 +45,10 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
     if not source.is_file():
         raise FileNotFoundError(f"{source} not found; give one of the authors' .pth files")
     base = base or source.name.removesuffix(".pth")
-    plain = plain_model(base)
+    try:
+        plain = plain_model(base)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; give the base of the file (--base)") from error
     state = read_checkpoint(source)
     if not is_head(state):
         return save_model(_distilled_model(base, _without_classifier(state, base), plain, source), folder)

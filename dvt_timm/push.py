@@ -11,12 +11,13 @@ from typing import Any
 
 import timm
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.hf_api import RepoFile
 from timm.models import get_pretrained_cfg
 
 from . import hub
 from .card import Metrics, eval_results, render_card, title_of
 from .checkpoints import plain_model, read_head, save_head, uncompiled, write_config
-from .files import read_json
+from .files import read_json, sha1s_of
 from .head import DenoiserHead
 from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
 from .registry import backbone_name
@@ -42,9 +43,9 @@ def push_to_hub(
 ) -> CommitInfo:
     """Push a head, or a model with its head, to a repository of the Hugging Face Hub, in one commit.
 
-    The repository is made if it does not exist. A README.md that it has is kept, and a warning says so if metrics or
-    datasets were to go into it. After a failure the same call can be repeated: what has arrived is not sent again, and
-    a commit that has landed is not made twice (a pull request is).
+    The repository is made if it does not exist. A README.md that it has is kept, and a warning says so if it is not the
+    card of this push. After a failure the same call can be repeated: what has arrived is not sent again, and a commit
+    that has landed is not made twice. A pull request is; none is opened where nothing would change.
 
     Args:
         model_or_head: a `DenoiserHead`, or a model of `timm.create_model`. Of a denoised model the head alone is
@@ -70,6 +71,7 @@ def push_to_hub(
             `repo_id` is no "user/repo", or a public repository is to be private.
         OSError: if the Hub refuses or fails; the class is the Hub client's, the text says what to do.
     """
+    repo_id = repo_id.removeprefix(HUB_PREFIX)
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id must be 'user/repo', got {repo_id!r}")
     results = eval_results(metrics)
@@ -79,9 +81,9 @@ def push_to_hub(
         config = _write(uncompiled(model_or_head), folder, base, merged, token)
         (folder / CARD_NAME).write_text(str(render_card(config, repo_id, results, datasets)), encoding="utf-8")
         message = commit_message or f"Add {title_of(config)}"
-        commit, card_is_kept = _commit(folder, repo_id, message, private, revision, create_pr, token)
-    if card_is_kept and (results or datasets):
-        warnings.warn(f"{repo_id} has a README.md, which is kept; add metrics and datasets to it there", stacklevel=2)
+        commit, other_card = _commit(folder, repo_id, message, private, revision, create_pr, token)
+    if other_card:
+        warnings.warn(f"{repo_id} has a README.md, which is kept; see whether it says what was pushed", stacklevel=2)
     return commit
 
 
@@ -122,6 +124,10 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
     if base.partition(".")[0] != module.pretrained_cfg["architecture"]:
         arch = module.pretrained_cfg["architecture"]
         raise ValueError(f"the model is a {arch}, its base cannot be {base}; leave base out, or name one of {arch}")
+    try:
+        get_pretrained_cfg(base)
+    except RuntimeError as error:
+        raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
     head = uncompiled(getattr(module, "denoiser", None))
     if merged or head is None:
         save_model(module, folder)
@@ -143,7 +149,7 @@ def _write_head(
         try:
             config["base_sha256"] = hub.published_sha256(source, token)
         except OSError as error:
-            warnings.warn(f"pushed without the SHA-256 of the base's weights: {error}", stacklevel=4)
+            warnings.warn(f"the SHA-256 of the base's weights is not recorded: {error}", stacklevel=4)
         write_config(config, folder)
     return config
 
@@ -165,7 +171,7 @@ def _commit(
     create_pr: bool,
     token: str | None,
 ) -> tuple[CommitInfo, bool]:
-    """Commit the three files of a folder, or two if the repository has a card; the commit, and whether it had."""
+    """Commit the three files of a folder, or two if the repository has a card; whether it has another one."""
     api = HfApi(token=token, **hub.CLIENT)
     with hub.explained(f"push to {repo_id}", repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -175,11 +181,13 @@ def _commit(
     with hub.explained(f"push to {repo_id}", repo_id):
         if revision is not None and not revision.startswith("refs/") and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        has_card = api.file_exists(repo_id, CARD_NAME, revision=revision)
-        names = [CONFIG_NAME, WEIGHTS_NAME] + ([] if has_card else [CARD_NAME])
+        there = {file.path: file for file in api.get_paths_info(repo_id, [CARD_NAME], revision=revision)}
+        card = there.get(CARD_NAME)
+        other_card = isinstance(card, RepoFile) and card.blob_id not in sha1s_of(folder / CARD_NAME)
+        names = [CONFIG_NAME, WEIGHTS_NAME] + ([] if card else [CARD_NAME])
         operations = [CommitOperationAdd(name, folder / name) for name in names]
         target: dict[str, Any] = {"revision": revision, "create_pr": create_pr}
         try:
-            return api.create_commit(repo_id, operations, commit_message=message, **target), has_card
+            return api.create_commit(repo_id, operations, commit_message=message, **target), other_card
         except json.JSONDecodeError as error:  # the client reads an answer before it looks at its status
             raise ConnectionError(f"the Hub's answer is no JSON: {error}") from error

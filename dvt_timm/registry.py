@@ -127,7 +127,7 @@ def _wrap(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         tag = _tag(pretrained_cfg)
         variant = _variants.get(f"{arch}.{tag}")
         known = [name for name in list_variants() if name.startswith(f"{arch}.")]
-        if variant is None and tag is not None and tag.startswith("dvt"):
+        if variant is None and saved is None and tag is not None and tag.startswith("dvt"):
             raise RuntimeError(
                 f"no variant {arch}.{tag}; the denoised ones of {arch} are: {', '.join(known) or 'none'}. Make one "
                 "with dvt_timm.register_variant, or pass a head of your own as denoiser=..."

@@ -203,7 +203,7 @@ class TestMergedModels:
             timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
     def test_it_is_no_head(self, hub: Hub, merged: Any) -> None:
-        with pytest.raises(ValueError, match=r"whole model.*create_model\('hf-hub:me/merged'\)"):
+        with pytest.raises(ValueError, match=r"whole model.*create_model\('hf-hub:me/merged', pretrained=True\)"):
             dvt_timm.load_head("hf-hub:me/merged")
 
     def test_without_its_denoiser(self, hub: Hub, merged: Any) -> None:

@@ -108,7 +108,7 @@ class TestRefusals:
 
     def test_401_with_a_wrong_token(self, hub: Hub, head: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-        error = load_fails(HfHubHTTPError, f"me/head/{CONFIG}", "refuses the token (401)", "check HF_TOKEN")
+        error = load_fails(HfHubHTTPError, f"me/head/{CONFIG}", "does not allow it (401)", "check HF_TOKEN")
         assert "hf_wrong" not in str(error)
         assert_clean(cache)
 

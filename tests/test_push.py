@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 import dvt_timm
+from dvt_timm import registry
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 METRICS = {"PASCAL VOC 2012": {"mIoU": 84.92}, "NYU Depth v2": {"RMSE": 0.3811}}
@@ -141,6 +143,19 @@ class TestModels:
         hub.repos.pop(f"timm/{TINY}")
         assert same_weights(timm.create_model("hf-hub:me/merged", pretrained=True), model)
 
+    def test_one_of_a_name_that_only_its_owner_has(self, hub: Hub, tmp_path: Path) -> None:
+        """As README's example registers: the name is not known where the model is pulled."""
+        base = "vit_small_patch16_224.dino"
+        before = dict(registry._variants)
+        dvt_timm.register_variant("vit_small_patch16_224.dvt_owners", base=base)
+        model = timm.create_model("vit_small_patch16_224.dvt_owners", depth=1)
+        dvt_timm.push_to_hub(model, "me/mine", merged=True)
+        dvt_timm.save_model(model, tmp_path / "mine")
+        registry._variants.clear()
+        registry._variants.update(before)
+        for name in ("hf-hub:me/mine", f"local-dir:{tmp_path / 'mine'}"):
+            assert same_weights(timm.create_model(name, pretrained=True), model)
+
     def test_one_without_a_head(self, hub: Hub, base: Any) -> None:
         dvt_timm.push_to_hub(base, "me/plain")
         assert card_of(hub, "me/plain").data.library_name == "timm"
@@ -240,10 +255,16 @@ class TestCard:
         assert card.data.datasets == ["imagenet-1k"]
         assert [result.dataset_type for result in card.data.eval_results] == ["a-b-evil-script", "other"]
 
-    def test_an_own_one_is_not_given_metrics_in_silence(self, hub: Hub, head: Any) -> None:
-        hub.repo("me/head", {CARD: b"my words"})
-        with pytest.warns(UserWarning, match=r"has a README\.md, which is kept; add metrics"):
-            dvt_timm.push_to_hub(head, "me/head", base=TINY, metrics=METRICS)
+    def test_a_kept_one_that_is_of_another_push(self, hub: Hub, model: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for seed in (1, 2):  # new weights, the same card
+                torch.manual_seed(seed)
+                torch.nn.init.normal_(model.denoiser.pos_embed)
+                dvt_timm.push_to_hub(model, "hf-hub:me/head")
+        for options in ({"metrics": METRICS}, {"merged": True}):
+            with pytest.warns(UserWarning, match=r"me/head has a README\.md, which is kept; see whether"):
+                dvt_timm.push_to_hub(model, "me/head", **options)
 
     def test_a_licence_that_the_hub_has_no_word_for(self, hub: Hub, head: Any) -> None:
         if "vit_small_patch16_dinov3" not in timm.list_models():
@@ -384,13 +405,15 @@ class TestFaults:
 
     def test_with_a_token_that_may_not(self, hub: Hub, head: Any) -> None:
         hub.repo("you/head", {CARD: b""})
-        self.push_fails(head, HfHubHTTPError, "refuses the token (403)", "with one that may do this", repo="you/head")
+        self.push_fails(
+            head, HfHubHTTPError, "does not allow it (403)", "with a token that may do this", repo="you/head"
+        )
         hub.absent.add("you/none")
-        self.push_fails(head, HfHubHTTPError, "refuses the token (403)", repo="you/none")
+        self.push_fails(head, HfHubHTTPError, "does not allow it (403)", repo="you/none")
 
     STEPS = (
         "repos/create",
-        "HEAD /me/head",
+        "paths-info",
         "validate-yaml",
         "preupload",
         "objects/batch",
@@ -412,7 +435,9 @@ class TestFaults:
 
     def test_the_bases_repository_fails(self, hub: Hub, head: Any) -> None:
         hub.fail("HEAD /timm", status=503)
-        with pytest.warns(UserWarning, match=rf"without the SHA-256 .*timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"):
+        with pytest.warns(
+            UserWarning, match=rf"SHA-256 .* not recorded: .*timm/{TINY}/{WEIGHTS}: the Hub fails \(503\)"
+        ):
             self.push(head)
         assert json.loads(hub.repos["me/head"].files()[CONFIG])["base_sha256"] is None
 

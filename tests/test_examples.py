@@ -47,6 +47,7 @@ def test_swap_backbone() -> None:
     assert "the mask depends on the head: True" in run("examples/swap_backbone.py")
 
 
+@pytest.mark.slow
 def test_forward_benchmark() -> None:
     output = run("examples/benchmarks/forward.py", "--quick")
     assert "denoised/minimal" in output

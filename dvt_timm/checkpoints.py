@@ -55,17 +55,19 @@ def read_head(source: str | Path, cache_dir: str | Path | None = None) -> tuple[
         return _pull_head(*hub.split_source(str(source)), cache_dir)
     path = Path(source)
     if path.is_dir():
-        config = _read_config(path / CONFIG_NAME, f"local-dir:{path}")
+        config = _read_config(path / CONFIG_NAME)
+        _refuse_model(config, f"local-dir:{path}")
         return _read_head(path / WEIGHTS_NAME, config), config
     return _read_head(path, {}), {}
 
 
 def _pull_head(repo: str, revision: str | None, cache_dir: str | Path | None) -> tuple[DenoiserHead, dict[str, Any]]:
-    (path,) = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
+    path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
     commit = hub.commit_of(path)
     with refused(f"{HUB_PREFIX}{repo}@{commit}"):
-        config = _read_config(path, f"{HUB_PREFIX}{repo}")
-    (path,) = hub.fetch(repo, WEIGHTS_NAME, revision=commit, cache_dir=cache_dir)
+        config = _read_config(path)
+    _refuse_model(config, f"{HUB_PREFIX}{repo}" + (f"@{revision}" if revision else ""))
+    path = hub.fetch(repo, WEIGHTS_NAME, revision=commit, cache_dir=cache_dir)
     with refused(f"{HUB_PREFIX}{repo}@{commit}"):
         return _read_head(path, config), config
 
@@ -84,9 +86,8 @@ def refused(source: str) -> Iterator[None]:
 def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int | None = None) -> Path:
     """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
 
-    The same head gives the same bytes.
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head. Each file appears whole or
-    not at all, the configuration last.
+    The same head gives the same bytes. Each file appears whole or not at all, the configuration last.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head.
 
     Args:
         head: the denoiser.
@@ -201,26 +202,30 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
     return head.eval()
 
 
-def _read_config(path: Path, model_name: str) -> dict[str, Any]:
-    """The configuration of a head, checked; `model_name` is what timm would call it if it were a model."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a head, or of a model, checked."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
     config = read_json(path)
     check_schema(path, config)
-    if not is_head_config(config):
-        raise ValueError(
-            f"{path} is of a whole model, not of a head; load it as timm.create_model({model_name!r}, pretrained=True)"
-        )
     if not isinstance(config.get("base", ""), str):
         raise ValueError(f"{path}: base must be the name of a timm model, got {config['base']!r}")
     return config
 
 
+def _refuse_model(config: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if a configuration is a model's; `name` is what timm calls it."""
+    if not is_head_config(config):
+        raise ValueError(f"{name} is a whole model, not a head; use timm.create_model({name!r}, pretrained=True)")
+
+
 def is_head_config(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is a head's; timm's own, of models, name the architecture and no kind."""
     return "architecture" not in config or config.get("kind") == "head"
 
 
 def check_schema(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a newer version of this package wrote a configuration."""
     schema = config.get("schema", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
         by = f" (dvt-timm {config['version']})" if "version" in config else ""
@@ -253,6 +258,7 @@ def _parse_grid(path: Path, text: str) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; ValueError if it is damaged."""
     with _opened(path):
         return load_file(path)
 
@@ -267,6 +273,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> Path:
+    """Write a module and its configuration, that last; the folder. OSError if it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key.replace(COMPILED, ""): value.contiguous() for key, value in module.state_dict().items()}
     with replacing(folder / WEIGHTS_NAME) as path:

@@ -52,37 +52,52 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 def fetch(
     repo: str,
-    *files: str,
+    file: str,
+    *,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     sha256: str | None = None,
     check_cached: bool = True,
-) -> list[Path]:
-    """Files of a repository, all of the commit at which the first one is found.
+) -> Path:
+    """A file of a repository; `commit_of` says at which commit, for the others that belong to it.
 
-    A file in the cache at a revision that is a commit needs no request. The bytes are checked; a file that is not what
-    it should be is downloaded once more, at its commit, and removed if it still is not.
+    One in the cache at a revision that is a commit needs no request. The bytes are checked; a file that is not what it
+    should be is downloaded once more, at its commit, and removed if it still is not.
 
     Args:
         repo: "user/repo".
-        *files: paths in it.
+        file: path in it.
         revision: commit, tag or branch, "main" by default.
         cache_dir: of the Hub client, its own default if None.
-        sha256: what a single file must hash to; by default what the Hub says it hashes to.
-        check_cached: check files that were in the cache before, too.
+        sha256: what the file must hash to; by default what the Hub says it hashes to.
+        check_cached: check a file that was in the cache before, too.
 
     Returns:
-        Their paths in the cache.
+        Its path in the cache.
 
     Raises:
-        OSError: if one is not to be had. The class is the Hub client's; the text names repository, file and remedy.
+        OSError: if it is not to be had. The class is the Hub client's; the text names repository, file and remedy.
         ValueError: if the bytes are wrong twice, or `repo` is no name of a repository.
     """
-    paths: list[Path] = []
-    for file in files:
-        paths.append(_fetch(repo, file, revision, cache_dir, sha256, check_cached))
-        revision = commit_of(paths[-1])
-    return paths
+    name = f"{repo}/{file}" + (f" at {revision}" if revision else "")
+    with explained(f"get {name}", repo):
+        was_cached = cached(repo, file, revision, cache_dir)
+        path = _download(repo, file, revision, cache_dir)
+        is_new = path != was_cached
+        if not (is_new or check_cached) or _is_sound(repo, file, path, sha256, is_new):
+            return path
+    commit = commit_of(path)
+    _discard(path)
+    with explained(f"get {name} again (its copy in the cache is damaged and was removed)", repo):
+        path = _download(repo, file, commit, cache_dir, force=True)
+        if _is_sound(repo, file, path, sha256, is_new=True):
+            return path
+    _discard(path)
+    wanted = "dvt-timm has on record" if sha256 else "the Hub says"
+    raise ValueError(
+        f"{repo}/{file} at {commit} was downloaded twice and its hash is not what {wanted}; it was removed from the "
+        "cache. Try another network, and tell the owner of the repository if it happens again"
+    )
 
 
 def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, Path | None]:
@@ -102,7 +117,7 @@ def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, 
     """
     repo, revision = split_source(source)
     try:
-        (path,) = fetch(repo, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir)
+        path = fetch(repo, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir)
     except RemoteEntryNotFoundError:
         return source, None
     except LocalEntryNotFoundError:
@@ -162,30 +177,6 @@ def _recorded_etag(path: Path) -> str | None:
 def _as_sha256(etag: str | None) -> str | None:
     """The ETag of a large file is its SHA-256; that of a small one is something shorter."""
     return etag if etag is not None and len(etag) == 64 else None
-
-
-def _fetch(
-    repo: str, file: str, revision: str | None, cache_dir: str | Path | None, sha256: str | None, check_cached: bool
-) -> Path:
-    name = f"{repo}/{file}" + (f" at {revision}" if revision else "")
-    with explained(f"get {name}", repo):
-        was_cached = cached(repo, file, revision, cache_dir)
-        path = _download(repo, file, revision, cache_dir)
-        is_new = path != was_cached
-        if not (is_new or check_cached) or _is_sound(repo, file, path, sha256, is_new):
-            return path
-    commit = commit_of(path)
-    _discard(path)
-    with explained(f"get {name} again (its copy in the cache is damaged and was removed)", repo):
-        path = _download(repo, file, commit, cache_dir, force=True)
-        if _is_sound(repo, file, path, sha256, is_new=True):
-            return path
-    _discard(path)
-    wanted = "dvt-timm has on record" if sha256 else "the Hub says"
-    raise ValueError(
-        f"{repo}/{file} at {commit} was downloaded twice and its hash is not what {wanted}; it was removed from the "
-        "cache. Try another network, and tell the owner of the repository if it happens again"
-    )
 
 
 def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path | None, force: bool = False) -> Path:

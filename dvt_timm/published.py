@@ -121,10 +121,10 @@ def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[
         path = weights_path(variant.file)
         return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
     fetch = partial(hub.fetch, variant.repo, variant.file, cache_dir=cache_dir, sha256=variant.sha256)
-    (path,) = fetch(revision=variant.revision, check_cached=False)
+    path = fetch(revision=variant.revision, check_cached=False)
     kept = _place_beside(path, variant)
     if (state := _read_kept(kept)) is None:
-        (path,) = fetch(revision=hub.commit_of(path))
+        path = fetch(revision=hub.commit_of(path))
         with refused(f"{variant.repo}/{variant.file}"):
             state = read_checkpoint(path)
         _keep(state, kept)

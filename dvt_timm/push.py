@@ -120,9 +120,8 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
     if not hasattr(module, "pretrained_cfg"):
         kind = type(module).__name__
         raise TypeError(f"push_to_hub takes a DenoiserHead or a model of timm.create_model, got a {kind}")
-    base = backbone_name(base or _name_of(module))
-    if base.partition(".")[0] != module.pretrained_cfg["architecture"]:
-        arch = module.pretrained_cfg["architecture"]
+    base, arch = backbone_name(base or _name_of(module)), module.pretrained_cfg["architecture"]
+    if base.partition(".")[0] != arch:
         raise ValueError(f"the model is a {arch}, its base cannot be {base}; leave base out, or name one of {arch}")
     try:
         get_pretrained_cfg(base)

@@ -75,7 +75,7 @@ def is_saved_model(source: str | Path, cache_dir: str | Path | None = None) -> b
     """
     if str(source).startswith(HUB_PREFIX):
         repo, revision = hub.split_source(str(source))
-        (path,) = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
+        path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
     else:
         path = Path(source, CONFIG_NAME)
     return path.is_file() and not is_head_config(read_json(path))

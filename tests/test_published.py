@@ -172,7 +172,7 @@ class TestPins:
     @pytest.mark.parametrize("change", [lambda data: data[:5000] + b"\xff" + data[5001:], lambda data: data[:5000]])
     def test_a_damaged_file_in_the_cache_is_not_converted(self, hub: Hub, head: Any, cache: Path, change: Any) -> None:
         file = f"voc_denoised/{SMALL_BASE}.pth"
-        (path,) = published.hub.fetch("jjiaweiyang/DVT", file)
+        path = published.hub.fetch("jjiaweiyang/DVT", file)
         path.write_bytes(change(path.read_bytes()))
         data = hub.repos["jjiaweiyang/DVT"].files()[file]
         for pins in ({}, {"revision": path.parent.parent.name, "sha256": hashlib.sha256(data).hexdigest()}):

@@ -179,6 +179,7 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from . import extract
+    from .images import ImageError, preprocessing_of
 
     missing = [path for path in arguments.paths if not os.path.exists(path)]
     for path in missing:
@@ -189,14 +190,14 @@ def _extract_all(arguments: argparse.Namespace) -> int:
         raise CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
     _make_folder(arguments.out)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device)
-    preprocessing = extract.preprocessing_of(model, arguments.size)
+    preprocessing = preprocessing_of(model, arguments.size)
     metadata = extract.model_metadata(arguments.checkpoint, model, preprocessing)
     skipped = len(missing)
     for path, target in tqdm(images, unit="image", disable=len(images) == 1):
         try:
             panel = extract.extract(model, preprocessing, path, target, metadata, arguments.patch)
             tqdm.write(str(panel))
-        except extract.ImageError as error:
+        except ImageError as error:
             skipped += 1
             _report_skipped(error)
     if skipped:

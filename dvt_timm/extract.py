@@ -5,64 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from . import viz
 from ._version import __version__
 from .files import CommandError, replacing
 from .hub import HUB_PREFIX
+from .images import ImageError, Preprocessing, check_aspect, images_in, printable, read_image
 from .registry import VIT_MODULES
 from .saved import holds_denoiser, is_saved_model
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
-# what Pillow raises
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
-MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more patches than attention can take
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
-
-
-class ImageError(Exception):
-    """This image cannot be processed, others may; the text says why in one line."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From an image to the model's input."""
-
-    size: int  # pixels of the shorter side, before rounding to whole patches
-    patch_size: tuple[int, int]  # (height, width) in pixels
-    mean: tuple[float, ...]  # of R, G, B in 0..1
-    std: tuple[float, ...]
-    interpolation: str  # timm's name, lower case
-
-    def resize(self, image: Image.Image) -> Image.Image:
-        """The image with its shorter side at `size`, both sides a multiple of the patch, at least one patch."""
-        scale = self.size / min(image.size)
-        height, width = (
-            max(patch, round(side * scale / patch) * patch)
-            for side, patch in zip((image.height, image.width), self.patch_size, strict=True)
-        )
-        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-
-    def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
-        """The normalised pixels."""
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255  # [H, W, 3]
-        normalised = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return normalised.permute(2, 0, 1)[None].contiguous()
 
 
 def find_images(paths: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
@@ -90,28 +53,10 @@ def find_images(paths: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
         for image in _images_in(path, out) if path.is_dir() else [path]:
             relative = image.relative_to(path) if path.is_dir() else Path(image.name)
             stem = relative.stem if relative.stem.strip(".") else "image"
-            found.setdefault(image.resolve(), Path(_printable(relative.parent / stem)))
+            found.setdefault(image.resolve(), Path(printable(relative.parent / stem)))
             shown.setdefault(image.resolve(), image)
     stems = _distinct(found, out)
     return [(shown[image], out / stems[image]) for image in found]
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read a JPEG, PNG or WebP as RGB, upright as its EXIF orientation says.
-
-    Raises:
-        ImageError: if it is none of these, or damaged.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
-            return upright.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
-    except UNREADABLE as error:
-        raise ImageError(f"{path}: {error}") from error
 
 
 def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
@@ -145,13 +90,6 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"cannot use device {device!r}: {error}") from error
-
-
-def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
-    """What timm says of a model's input; `size` in pixels, None for the model's own."""
-    config = resolve_model_data_config(model)
-    size = size or min(config["input_size"][1:])
-    return Preprocessing(size, model.patch_embed.patch_size, config["mean"], config["std"], config["interpolation"])
 
 
 @torch.inference_mode()
@@ -211,7 +149,7 @@ def extract(
         CommandError: if the results cannot be written.
     """
     original = read_image(path)
-    _check_aspect(path, original)
+    check_aspect(path, original)
     try:
         image = preprocessing.resize(original)
         _check_patch(path, patch, model.patch_embed.dynamic_feat_size((image.height, image.width)))
@@ -250,16 +188,11 @@ def model_metadata(checkpoint: str | None, model: Any, preprocessing: Preprocess
 def _image_metadata(path: Path, original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
     """What a result says of its image; sizes are JSON [height, width], upright."""
     return {
-        "image": _printable(path.name),
+        "image": printable(path.name),
         "original_size": json.dumps([original.height, original.width]),
         "image_size": json.dumps([image.height, image.width]),
         "grid_size": json.dumps(next(iter(maps.values())).shape[:2]),
     }
-
-
-def _printable(path: str | Path) -> str:
-    """A path as text; file names need not be UTF-8, those of safetensors files must be."""
-    return os.fsencode(path).decode(errors="replace")
 
 
 def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: viz.Pixels) -> Path:
@@ -273,15 +206,8 @@ def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], pane
 
 
 def _images_in(folder: Path, out: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     inner = folder.resolve() in out.resolve().parents
-    return [path for path in files if not (inner and out.resolve() in path.resolve().parents)]
-
-
-def _check_aspect(path: Path, image: Image.Image) -> None:
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        size = f"{image.height} x {image.width}"
-        raise ImageError(f"{path}: {size} pixels, one side over {MAX_ASPECT} times the other; crop it into parts")
+    return [path for path in images_in(folder) if not (inner and out.resolve() in path.resolve().parents)]
 
 
 def _check_patch(path: Path, patch: tuple[int, int] | None, grid: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import dvt_timm
-from dvt_timm import cli, extract, manifest, registry
+from dvt_timm import cli, extract, images, manifest, registry
 
 DEMO_HEAD = manifest.weights_path("demo/head.safetensors")
 
@@ -74,7 +74,7 @@ def test_features_are_the_models_own(run: Callable[..., int], tmp_path: Path, ca
     model = timm.create_model(DEMO, pretrained=True, num_classes=0).eval()
     plain = timm.create_model("vit_small_patch14_dinov2.lvd142m", num_classes=0, dynamic_img_size=True).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("denoiser.")}, strict=False)
-    preprocessing = extract.preprocessing_of(model, 56)
+    preprocessing = images.preprocessing_of(model, 56)
     pixels = preprocessing.to_tensor(preprocessing.resize(picture()))
     assert pixels.shape == (1, 3, 56, 84)
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_features_are_the_models_own(run: Callable[..., int], tmp_path: Path, ca
 
 
 def test_pixels_are_normalised_as_timm_says() -> None:
-    preprocessing = extract.Preprocessing(14, (14, 14), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bicubic")
+    preprocessing = images.Preprocessing(14, (14, 14), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bicubic")
     pixels = preprocessing.to_tensor(Image.new("RGB", (14, 14), (255, 0, 51)))
     torch.testing.assert_close(pixels[0, :, 3, 4], torch.tensor([1.0, -1.0, 0.2]))
 
@@ -93,12 +93,12 @@ def test_pixels_are_normalised_as_timm_says() -> None:
     [((90, 60), (84, 56)), ((60, 90), (56, 84)), ((1000, 10), (5600, 56)), ((57, 56), (56, 56)), ((3, 3), (56, 56))],
 )
 def test_resize_keeps_the_aspect_ratio_in_whole_patches(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    preprocessing = extract.Preprocessing(56, (14, 14), (0.0,) * 3, (1.0,) * 3, "bicubic")
+    preprocessing = images.Preprocessing(56, (14, 14), (0.0,) * 3, (1.0,) * 3, "bicubic")
     assert preprocessing.resize(Image.new("RGB", size)).size == expected
 
 
 def test_resize_gives_at_least_one_patch() -> None:
-    preprocessing = extract.Preprocessing(3, (14, 14), (0.0,) * 3, (1.0,) * 3, "bicubic")
+    preprocessing = images.Preprocessing(3, (14, 14), (0.0,) * 3, (1.0,) * 3, "bicubic")
     assert preprocessing.resize(Image.new("RGB", (50, 40))).size == (14, 14)
 
 
@@ -127,7 +127,7 @@ def test_metadata(run: Callable[..., int], tmp_path: Path) -> None:
 
 def test_default_size_is_the_models() -> None:
     model = timm.create_model(DEMO, num_classes=0)
-    assert extract.preprocessing_of(model, None).size == 518
+    assert images.preprocessing_of(model, None).size == 518
 
 
 def test_exif_rotation_is_honoured(run: Callable[..., int], tmp_path: Path) -> None:
@@ -145,23 +145,23 @@ def test_exif_rotation_is_honoured(run: Callable[..., int], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "RGB"])
 def test_read_image_of_every_mode(tmp_path: Path, mode: str) -> None:
-    image = extract.read_image(saved(tmp_path / "a.png", picture().convert(mode)))
+    image = images.read_image(saved(tmp_path / "a.png", picture().convert(mode)))
     assert image.mode == "RGB"
     assert image.size == (90, 60)
 
 
 def test_read_image_palette_with_transparency(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", picture().convert("P"), transparency=3)
-    assert extract.read_image(path).mode == "RGB"
+    assert images.read_image(path).mode == "RGB"
 
 
 def test_read_image_cmyk_jpeg(tmp_path: Path) -> None:
-    assert extract.read_image(saved(tmp_path / "a.jpg", picture().convert("CMYK"))).mode == "RGB"
+    assert images.read_image(saved(tmp_path / "a.jpg", picture().convert("CMYK"))).mode == "RGB"
 
 
 def test_read_image_scales_16_bits(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
-    pixels = np.asarray(extract.read_image(saved(tmp_path / "a.png", Image.fromarray(ramp))))
+    pixels = np.asarray(images.read_image(saved(tmp_path / "a.png", Image.fromarray(ramp))))
     np.testing.assert_array_equal(pixels[..., 0], ramp // 256)
 
 
@@ -182,14 +182,14 @@ def test_broken_inputs_are_reported_and_the_others_written(run: Any, tmp_path: P
 
 
 def test_other_formats_are_not_read(tmp_path: Path) -> None:
-    with pytest.raises(extract.ImageError, match="not a JPEG, PNG or WebP"):
-        extract.read_image(saved(tmp_path / "a.bmp"))
+    with pytest.raises(images.ImageError, match="not a JPEG, PNG or WebP"):
+        images.read_image(saved(tmp_path / "a.bmp"))
 
 
 def test_decompression_bomb_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(extract.ImageError, match="decompression bomb"):
-        extract.read_image(saved(tmp_path / "a.png"))
+    with pytest.raises(images.ImageError, match="decompression bomb"):
+        images.read_image(saved(tmp_path / "a.png"))
 
 
 def test_same_stems_do_not_overwrite_each_other(run: Callable[..., int], tmp_path: Path) -> None:
@@ -378,8 +378,8 @@ def test_broken_metadata_of_a_photo_is_an_image_error(tmp_path: Path, monkeypatc
             raise error
 
         monkeypatch.setattr(ImageOps, "exif_transpose", fail)
-        with pytest.raises(extract.ImageError):
-            extract.read_image(saved(tmp_path / "a.png"))
+        with pytest.raises(images.ImageError):
+            images.read_image(saved(tmp_path / "a.png"))
 
 
 def test_a_plain_model_has_one_map(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,17 +408,17 @@ def test_what_a_model_cannot_process_is_skipped(tmp_path: Path, monkeypatch: pyt
         raise torch.OutOfMemoryError
 
     model = timm.create_model(DEMO, num_classes=0)
-    preprocessing = extract.preprocessing_of(model, 28)
+    preprocessing = images.preprocessing_of(model, 28)
     image = saved(tmp_path / "a.png")
     with torch.no_grad():
         model.denoiser.pos_embed.fill_(float("nan"))
-    with pytest.raises(extract.ImageError, match="NaN"):
+    with pytest.raises(images.ImageError, match="NaN"):
         extract.extract(model.eval(), preprocessing, image, tmp_path / "out/a", {})
     monkeypatch.setattr(extract, "feature_maps", too_much)
-    with pytest.raises(extract.ImageError, match=r"OutOfMemoryError at --size 28.*smaller one"):
+    with pytest.raises(images.ImageError, match=r"OutOfMemoryError at --size 28.*smaller one"):
         extract.extract(model, preprocessing, image, tmp_path / "out/a", {})
-    monkeypatch.setattr(extract.Preprocessing, "resize", lambda *args: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(extract.ImageError, match=r"MemoryError at --size 28"):
+    monkeypatch.setattr(images.Preprocessing, "resize", lambda *args: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(images.ImageError, match=r"MemoryError at --size 28"):
         extract.extract(model, preprocessing, image, tmp_path / "out/a", {})
     assert not (tmp_path / "out").exists()
 

@@ -31,6 +31,7 @@ ORDER = [  # a module imports from those further right only
     "stride",
     "convert",
     "head",
+    "images",
     "manifest",
     "files",
     "viz",

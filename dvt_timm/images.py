@@ -1,0 +1,93 @@
+"""Image files, and what a model wants of them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
+# what Pillow raises
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more patches than attention can take
+
+
+class ImageError(Exception):
+    """This image cannot be processed, others may; the text says why in one line."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to the model's input."""
+
+    size: int  # pixels of the shorter side, before rounding to whole patches
+    patch_size: tuple[int, int]  # (height, width) in pixels
+    mean: tuple[float, ...]  # of R, G, B in 0..1
+    std: tuple[float, ...]
+    interpolation: str  # timm's name, lower case
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image with its shorter side at `size`, both sides a multiple of the patch, at least one patch."""
+        scale = self.size / min(image.size)
+        height, width = (
+            max(patch, round(side * scale / patch) * patch)
+            for side, patch in zip((image.height, image.width), self.patch_size, strict=True)
+        )
+        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+
+    def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
+        """The normalised pixels."""
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255  # [H, W, 3]
+        normalised = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
+        return normalised.permute(2, 0, 1)[None].contiguous()
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a JPEG, PNG or WebP as RGB, upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: if it is none of these, or damaged.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+            return upright.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
+    except UNREADABLE as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
+    """What timm says of a model's input; `size` in pixels, None for the model's own."""
+    config = resolve_model_data_config(model)
+    size = size or min(config["input_size"][1:])
+    return Preprocessing(size, model.patch_embed.patch_size, config["mean"], config["std"], config["interpolation"])
+
+
+def check_aspect(path: Path, image: Image.Image) -> None:
+    """Raise ImageError where one side makes more patches than attention can take."""
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        size = f"{image.height} x {image.width}"
+        raise ImageError(f"{path}: {size} pixels, one side over {MAX_ASPECT} times the other; crop it into parts")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The JPEG, PNG and WebP files in a folder and below it, in sorted order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def printable(path: str | Path) -> str:
+    """A path as text; file names need not be UTF-8, those of safetensors files must be."""
+    return os.fsencode(path).decode(errors="replace")

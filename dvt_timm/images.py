@@ -35,14 +35,18 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str  # timm's name, lower case
 
-    def resize(self, image: Image.Image) -> Image.Image:
-        """The image with its shorter side at `size`, both sides a multiple of the patch, at least one patch."""
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) with the shorter side at `size`, both a multiple of the patch, at least one patch."""
         scale = self.size / min(image.size)
         height, width = (
             max(patch, round(side * scale / patch) * patch)
             for side, patch in zip((image.height, image.width), self.patch_size, strict=True)
         )
-        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        return height, width
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image at `size_of(image)`."""
+        return image.resize(self.size_of(image)[::-1], Image.Resampling[self.interpolation.upper()])
 
     def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
         """The normalised pixels."""

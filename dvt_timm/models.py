@@ -323,6 +323,13 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
     return model
 
 
+def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]
+    """The patch map of one block after the final norm, as the model gives it without a denoiser."""
+    timm_model = super(_Denoised, model) if isinstance(model, _Denoised) else model
+    (fmap,) = timm_model.forward_intermediates(x, [layer], norm=True, stop_early=True, intermediates_only=True)
+    return fmap
+
+
 def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:
     """Final features (None if not returned) and intermediates of any form that `forward_intermediates` returns."""
     if isinstance(output, dict):

@@ -1,0 +1,80 @@
+"""Fields on a grid of nodes, bilinear in between: reading them at places, and the transpose of that.
+
+Letters: N places, R_y x R_x nodes, K = R_y * R_x, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from .coords import bilinear
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The matrix B [N, K] whose row i holds the weights of the nodes around place i: at most four."""
+
+    index: Tensor  # [N, 4] node
+    weight: Tensor  # [N, 4]
+    nodes: tuple[int, int]  # (R_y, R_x)
+
+    @classmethod
+    def at(cls, xy: Tensor, nodes: tuple[int, int], dtype: torch.dtype) -> Basis:
+        """B at places [N, 2] in [0, 1]."""
+        return cls(*bilinear(xy.to(dtype), nodes), nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.nodes[0] * self.nodes[1]
+
+    def to(self, dtype: torch.dtype) -> Basis:
+        """The same with weights of another dtype."""
+        return replace(self, weight=self.weight.to(dtype))
+
+    def squared(self) -> Basis:
+        """The matrix of squared weights."""
+        return replace(self, weight=self.weight.square())
+
+    def read(self, field: Tensor) -> Tensor:
+        """B F: [K, C] -> [N, C]."""
+        return embedding_bag(self.index, field, per_sample_weights=self.weight, mode="sum")
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """B^T y: [N, C] -> [K, C]."""
+        place, weight, starts = self._by_node
+        return embedding_bag(place, values, starts, per_sample_weights=weight, mode="sum")
+
+    @cached_property
+    def _by_node(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Places and weights in order of their nodes, and where each node's begin."""
+        node, order = self.index.flatten().sort(stable=True)
+        starts = torch.searchsorted(node, torch.arange(self.num_nodes, device=node.device))
+        return order // 4, self.weight.flatten()[order], starts
+
+
+@dataclass(frozen=True)
+class GridField:
+    """A field over the image: calling it reads it at places [..., 2] in [0, 1], image frame, as [..., C]."""
+
+    values: Tensor  # [R_y, R_x, C]
+
+    def __call__(self, xy: Tensor) -> Tensor:
+        nodes = (self.values.shape[0], self.values.shape[1])
+        basis = Basis.at(xy.to(self.values.device).reshape(-1, 2), nodes, self.values.dtype)
+        return basis.read(self.values.flatten(0, 1)).reshape(*xy.shape[:-1], -1)
+
+
+def roughness_gradient(field: Tensor) -> Tensor:
+    """L F, where F^T L F is the sum of squared differences of neighbouring nodes: [R_y, R_x, C] -> the same."""
+    result = torch.zeros_like(field)
+    for dim in (0, 1):
+        difference = field.diff(dim=dim)
+        length = difference.shape[dim]
+        result.narrow(dim, 1, length).add_(difference)
+        result.narrow(dim, 0, length).sub_(difference)
+    return result

@@ -1,0 +1,261 @@
+"""Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
+
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with o = 0 for the whole image and
+G of mean 0. How it is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all
+of its features a little, with its scale and its context.
+
+Letters: V views, P = h * w patches, K = R_y * R_x nodes of F, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .grid_field import Basis, GridField
+from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorised
+from .solution import Decomposition, Views, collect, unexplained
+
+CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of smoothness="auto"
+HELD_OUT = 4  # views that choose among them
+
+
+class _Sums:
+    """What the right-hand sides need of the features; views are added batch by batch and not kept."""
+
+    def __init__(self, nodes: tuple[int, int], first: Views) -> None:
+        self.nodes, self.grid = nodes, first.features.shape[1:]
+        self.dtype = torch.promote_types(first.features.dtype, torch.float32)
+        h, w, C = self.grid
+        self.reference = first.features[0].to(self.dtype).mean(dim=(0, 1))  # [C], taken off: less cancellation
+        options = {"dtype": self.dtype, "device": first.features.device}
+        self.field = torch.zeros(nodes[0] * nodes[1], C, **options)  # B^T y
+        self.patches = torch.zeros(h * w, C, **options)  # added up over views
+        self.scratch = torch.empty(0, **options)
+        self.views: list[Tensor] = []  # [V, C], means over patches
+        self.places: list[Tensor] = []  # [V, P, 2]
+        self.power = 0.0  # squares of y, added up
+
+    def add(self, batch: Views) -> None:
+        """Raises ValueError if a view has another grid or is not finite."""
+        if batch.features.shape[1:] != self.grid:
+            raise ValueError(
+                f"views must share one grid [h, w, C], got {list(self.grid)} and {list(batch.features.shape[1:])}"
+            )
+        y = self._centred(batch.features.flatten(1, 2))
+        means = y.mean(dim=1)
+        bad = (~means.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if bad:
+            done = sum(map(len, self.places))
+            raise ValueError(
+                f"features of views {[done + i for i in bad]} hold NaN or Inf; compute them in float32, or check the "
+                "model's weights"
+            )
+        places = batch.xy.flatten(1, 2)
+        self.field += Basis.at(places.flatten(0, 1), self.nodes, self.dtype).scatter(y.flatten(0, 1))
+        self.patches += y.sum(dim=0)
+        self.views.append(means)
+        self.places.append(places)
+        self.power += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
+        self.last = y[-1].clone()
+
+    def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
+        """Less the reference, in memory that the next batch uses again: fresh memory costs more than the subtraction."""
+        if self.scratch.shape != features.shape:
+            self.scratch = self.field.new_empty(features.shape)
+        return torch.sub(features, self.reference, out=self.scratch)
+
+    @property
+    def xy(self) -> Tensor:
+        """[V, P, 2]."""
+        return torch.cat(self.places)
+
+
+@dataclass(frozen=True)
+class PreparedSolver:
+    """The factorised system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
+
+    layout: Layout
+    grid: tuple[int, int]  # (h, w)
+    smoothness: float
+    solve: Solve
+
+    def fit(self, views: Iterable[Views]) -> Decomposition:
+        """Decompose an image.
+
+        Args:
+            views: batches of views at the places that were prepared for, in the same order.
+
+        Raises:
+            ValueError: if they lie elsewhere, or are not finite.
+        """
+        return self._finish(_add_up(views, self.layout.nodes))
+
+    def _finish(self, sums: _Sums) -> Decomposition:
+        xy = sums.xy
+        if xy.shape != self.layout.xy.shape or not torch.equal(xy, self.layout.xy):
+            raise ValueError(
+                f"these {len(xy)} views do not lie where the prepared {len(self.layout.xy)} do; sample them with the "
+                "same arguments, or prepare again"
+            )
+        V, P = xy.shape[:2]
+        per_patch, per_view = sums.patches / V, torch.cat(sums.views)
+        total = per_view.mean(dim=0)
+        over_views, over_patches = self.layout.per_patch.to(sums.dtype), self.layout.per_view.to(sums.dtype)
+        sides = sums.field - over_views.T @ (per_patch - total) - over_patches.T @ per_view
+        field = self.solve(sides)  # [K, C]
+        power = sums.power - float(V * per_patch.square().sum() + P * (per_view - total).square().sum())
+        error = power - float((field.double() * sides).sum()) - self.smoothness * self._roughness(field)
+
+        artifact = per_patch - over_views @ field / V
+        constant = per_view[-1] - over_patches[-1] @ field / P
+        field = field + sums.reference + constant  # so that the whole image's own is 0
+        artifact = artifact - artifact.mean(dim=0)
+        semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
+        shape = (*self.grid, -1)
+        semantics = semantics_at(xy[-1])
+        residual = sums.last + sums.reference - semantics - artifact
+        stats = {
+            "solver": "least_squares",
+            "num_views": V,
+            "nodes": list(self.layout.nodes),
+            "smoothness": self.smoothness,
+            "unexplained": max(error, 0.0) / power if power > 0 else 0.0,
+        }
+        return Decomposition(
+            semantics.reshape(shape), artifact.reshape(shape), residual.reshape(shape), stats, semantics_at
+        )
+
+    def _roughness(self, field: Tensor) -> float:
+        grid = field.reshape(*self.layout.nodes, -1)
+        return float(grid.diff(dim=0).square().sum() + grid.diff(dim=1).square().sum())
+
+
+@dataclass(frozen=True)
+class LeastSquaresSolver:
+    """Stage 1 in closed form (this module's docstring has the equation).
+
+    Raises:
+        ValueError: on values out of range.
+    """
+
+    density: float = 2.0  # nodes of F per patch, in each direction
+    smoothness: float | Literal["auto"] = 0.03  # lambda; "auto": the one that predicts held-out views best
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.density <= 16:
+            raise ValueError(f"density must be 0.5..16 nodes per patch, got {self.density}")
+        if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
+            raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
+
+    def fit(self, views: Iterable[Views]) -> Decomposition:
+        """Decompose an image.
+
+        Args:
+            views: `Views`, or batches of them (`sample_views`); the last view is the whole image.
+
+        Raises:
+            ValueError: if there are fewer than two views, all lie at the same place, their grids differ, or a feature
+                is not finite.
+        """
+        if self.smoothness == "auto":
+            return self._fit_auto(views)
+        first, batches = _first_of(views)
+        sums = _add_up(batches, self._nodes(first.features.shape[1:3]))
+        return self._prepare(sums.xy, first.features.shape[1:3])._finish(sums)
+
+    def prepare(self, xy: Tensor) -> PreparedSolver:
+        """Factorise once for all images that are seen through the same views.
+
+        Args:
+            xy: [V, h, w, 2] in [0, 1], image frame, on the device of the features (`sample_views(...).xy`).
+
+        Raises:
+            ValueError: if there are fewer than two views, all lie at the same place, or smoothness is "auto".
+        """
+        if self.smoothness == "auto":
+            raise ValueError(
+                'smoothness="auto" needs features: fit one image, then prepare with its stats["smoothness"]'
+            )
+        return self._prepare(xy.flatten(1, 2), xy.shape[1:3])
+
+    def _nodes(self, grid: tuple[int, ...]) -> tuple[int, int]:
+        """(R_y, R_x): with a whole density every patch centre of the whole image is a node, or midway between two."""
+        rows, columns = (max(2, math.ceil(self.density * patches) + 1) for patches in grid)
+        return rows, columns
+
+    def _prepare(self, xy: Tensor, grid: tuple[int, ...]) -> PreparedSolver:
+        assert self.smoothness != "auto"
+        return next(self._candidates(xy, grid, (self.smoothness,)))
+
+    def _candidates(self, xy: Tensor, grid: tuple[int, ...], values: Iterable[float]) -> Iterator[PreparedSolver]:
+        """One prepared solver per smoothness; xy: [V, P, 2]."""
+        _check_places(xy)
+        layout = Layout(xy, self._nodes(grid))
+        matrix = data_matrix(layout) if layout.is_dense else None
+        for value in values:
+            if matrix is None:
+                solve = conjugate_gradients(layout, value)
+            else:
+                solve = factorised(matrix, layout.nodes, value)
+            yield PreparedSolver(layout, (grid[0], grid[1]), value, solve)
+
+    def _fit_auto(self, views: Iterable[Views]) -> Decomposition:
+        """Fit without the first views, choose the smoothness that predicts them best, fit all."""
+        first, batches = _first_of(views)
+        grid = first.features.shape[1:3]
+        kept, everything = _Sums(self._nodes(grid), first), _Sums(self._nodes(grid), first)
+        held: list[Views] = []
+        for batch in batches:
+            everything.add(batch)
+            count = min(HELD_OUT - sum(map(len, held)), len(batch))
+            if count:
+                held.append(Views(batch.features[:count], batch.xy[:count]))
+            if count < len(batch):
+                kept.add(Views(batch.features[count:], batch.xy[count:]))
+        if len(everything.xy) < HELD_OUT + 3:
+            raise ValueError(
+                f'smoothness="auto" holds {HELD_OUT} views out and needs at least {HELD_OUT + 3}, got '
+                f"{len(everything.xy)}; pass a number or sample more"
+            )
+        scores = {}
+        for candidate in self._candidates(kept.xy, grid, CANDIDATES):
+            error, variance = unexplained(candidate._finish(kept), collect(held)).sum(dim=(0, 1)).tolist()
+            scores[candidate.smoothness] = error
+        best = min(scores, key=lambda value: scores[value])
+        return replace(self, smoothness=best)._prepare(everything.xy, grid)._finish(everything)
+
+
+def _first_of(views: Iterable[Views]) -> tuple[Views, Iterable[Views]]:
+    """The first batch, and all batches with it."""
+    batches = iter(views)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("no views given; pass the sampled ones and, last, the whole image")
+    return first, chain([first], batches)
+
+
+def _add_up(views: Iterable[Views], nodes: tuple[int, int]) -> _Sums:
+    first, batches = _first_of(views)
+    sums = _Sums(nodes, first)
+    for batch in batches:
+        sums.add(batch)
+    return sums
+
+
+def _check_places(xy: Tensor) -> None:  # [V, P, 2]
+    if len(xy) < 2:
+        raise ValueError(
+            f"stage 1 compares views and needs at least 2, got {len(xy)}; sample some besides the whole image"
+        )
+    if float((xy - xy[:1]).abs().max()) < 1e-6:
+        raise ValueError(
+            f"all {len(xy)} views lie at the same place, where semantics and artifact cannot be told apart; sample "
+            "different windows"
+        )

@@ -1,0 +1,90 @@
+"""What stage 1 takes in and gives back.
+
+The noise model of the paper (arXiv 2401.02957, equation 5; here with a constant per view):
+`y(v, p) = F(x) + G(p) + h(y) + o(v) + noise`, where patch p of view v lies at the place x of the image.
+
+Letters: V views, h x w patches, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """Features of several views of one image; iterating gives the views themselves, as one batch.
+
+    Raises:
+        ValueError: on other shapes, or places outside [0, 1].
+    """
+
+    features: Tensor  # [V, h, w, C], raw, after the final norm
+    xy: Tensor  # [V, h, w, 2] places of the patches in [0, 1], image frame
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 4 or self.xy.shape != (*self.features.shape[:3], 2):
+            raise ValueError(
+                f"views need features [V, h, w, C] and xy [V, h, w, 2], got {list(self.features.shape)} and "
+                f"{list(self.xy.shape)}"
+            )
+        if self.features.numel() == 0:
+            raise ValueError(f"views are empty: features {list(self.features.shape)}; pass at least one")
+        if not bool(((self.xy >= 0) & (self.xy <= 1)).all()):
+            low, high = self.xy.min().item(), self.xy.max().item()
+            raise ValueError(f"xy must lie in [0, 1], got {low:.3g} .. {high:.3g}; reflect what leaves the image")
+
+    def __iter__(self) -> Iterator[Views]:
+        yield self
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """One image's features, taken apart; the mean of the artifact over the patches is 0."""
+
+    semantics: Tensor  # [h, w, C] F at the patches of the whole image
+    artifact: Tensor  # [h, w, C] G, shared by all views
+    residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image
+    stats: dict[str, Any] = field(repr=False)  # figures of the fit, JSON-friendly
+    semantics_at: Callable[[Tensor], Tensor] = field(repr=False, compare=False)  # F: [..., 2] in [0, 1] -> [..., C]
+
+
+def collect(views: Iterable[Views]) -> Views:
+    """All batches in one.
+
+    Raises:
+        ValueError: if there is none, or their shapes differ.
+    """
+    batches = list(views)
+    if not batches:
+        raise ValueError("no views given; pass the sampled ones and, last, the whole image")
+    return Views(torch.cat([batch.features for batch in batches]), torch.cat([batch.xy for batch in batches]))
+
+
+def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
+    """How much of views that took no part in the fit F + G leaves over.
+
+    Args:
+        solution: of another set of views of the same image.
+        views: batches of views with its grid.
+
+    Returns:
+        [h, w, 2]: squared error and variance of each patch, summed over views and channels, each view's mean removed
+        from both; the share that is unexplained is the ratio of their sums.
+    """
+    sums = torch.zeros(*solution.artifact.shape[:2], 2, dtype=torch.float64)
+    for batch in views:
+        features = batch.features.to(solution.artifact)
+        error = features - solution.semantics_at(batch.xy) - solution.artifact
+        for i, values in enumerate((error, features)):
+            centred = values - values.mean(dim=(1, 2), keepdim=True)
+            sums[..., i] += centred.double().square().sum(dim=(0, 3)).cpu()
+    return sums

@@ -1,0 +1,228 @@
+"""One image -> features of many views of it.
+
+Letters: V views, h x w patches, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoints import uncompiled
+from ..images import Preprocessing, preprocessing_of
+from ..models import plain_intermediates
+from .coords import PatchGrid, Windows, patch_xy
+from .solution import Views
+
+Kind = Literal["jitter", "crops"]
+DEFAULT_VIEWS = {"jitter": 24, "crops": 768}
+
+ZOOM = (0.6, 1.25)  # jitter: side of the window, relative to the image's
+SHIFT = 0.25  # jitter: the window's centre is off the image's by up to this share of the image
+CROP_AREA = (0.1, 0.5)  # crops: share of the image's area (the authors' script)
+CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels
+
+
+@dataclass(frozen=True)
+class ViewStream:
+    """Views of one image, computed batch by batch while one iterates; the last view is the whole image."""
+
+    model: Any  # timm VisionTransformer or Eva
+    image: Image.Image  # RGB
+    windows: Windows  # V of them
+    xy: Tensor  # [V, h, w, 2] in [0, 1], image frame
+    preprocessing: Preprocessing
+    size: tuple[int, int]  # (H, W) of every view in pixels
+    layer: int  # block whose output is read
+    batch_size: int
+    autocast: torch.dtype
+    progress: bool
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[Views]:
+        canvas, corner = _mirrored(self.image, self.windows)
+        with tqdm(total=len(self), unit="view", leave=False, disable=None if self.progress else True) as bar:
+            for start in range(0, len(self), self.batch_size):
+                stop = min(start + self.batch_size, len(self))
+                pixels = torch.cat([self._pixels(canvas, corner, i) for i in range(start, stop)])
+                features = _raw_maps(self.model, pixels, self.layer, self.autocast)
+                yield Views(features, self.xy[start:stop].to(features.device))
+                bar.update(stop - start)
+
+    def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
+        """View i, normalised."""
+        width, height = self.image.size
+        left, top, right, bottom = self.windows.boxes[i].tolist()
+        x, y = corner
+        box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
+        method = Image.Resampling[self.preprocessing.interpolation.upper()]
+        view = canvas.resize(self.size[::-1], method, box=box)
+        if self.windows.flipped[i]:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self.preprocessing.to_tensor(view)
+
+
+def sample_views(
+    model: Any,
+    image: Image.Image,
+    *,
+    num_views: int | None = None,
+    kind: Kind = "jitter",
+    seed: int = 0,
+    layer: int = -1,
+    size: int | None = None,
+    keep_aspect: bool = False,
+    edge_to_edge: bool = False,
+    batch_size: int = 8,
+    autocast: torch.dtype | None = None,
+    progress: bool = False,
+) -> ViewStream:
+    """Views of an image, and the model's features of each, computed while one iterates.
+
+    `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its centre by up to a quarter, half of
+    them mirrored; beyond its border the image is reflected. They keep the context that features depend on.
+    `crops`: those of the paper, 0.1 to 0.5 of the area, width / height 3/4 to 4/3, half of them mirrored.
+
+    The same arguments give the same places on every machine, and the same features to the bit on one CPU.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva` in evaluation mode; of a denoised one the raw features are read.
+        image: of any mode; converted to RGB.
+        num_views: besides the whole image, which comes last; 24 (jitter) or 768 (crops) by default.
+        kind: of the views.
+        seed: of the windows.
+        layer: block whose output is read, through the model's final norm; -1 for the last one.
+        size: of every view in pixels, rounded to whole patches: both sides, or with `keep_aspect` the shorter one.
+            By default the size that the model was built for.
+        keep_aspect: give views the image's aspect ratio, rather than squeeze it to the model's.
+        edge_to_edge: place the outermost patches on a view's border, half a patch outside their centres, as the
+            released code does.
+        batch_size: views per forward pass.
+        autocast: dtype of the forward passes; bfloat16 on CUDA and float32 elsewhere by default.
+        progress: whether to show a bar on a terminal.
+
+    Returns:
+        An iterable of `Views` of up to `batch_size` views each, float32 on the model's device, with the places of all
+        in `.xy` ahead of the first forward pass.
+
+    Raises:
+        TypeError: if the model is no timm `VisionTransformer` or `Eva`.
+        ValueError: on arguments out of range, a model in training mode, or a size that the model does not take.
+    """
+    model = uncompiled(model)
+    _check(model, num_views, kind, batch_size)
+    preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
+    image = image.convert("RGB")
+    pixels = _view_size(model, image, preprocessing, size, keep_aspect)
+    embed = model.patch_embed
+    grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
+    windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
+    places = grid.edge_to_edge() if edge_to_edge else grid.centres()
+    device = embed.proj.weight.device.type
+    return ViewStream(
+        model,
+        image,
+        windows,
+        patch_xy(windows, *places),
+        preprocessing,
+        pixels,
+        layer,
+        batch_size,
+        autocast or (torch.bfloat16 if device == "cuda" else torch.float32),
+        progress,
+    )
+
+
+def sample_windows(num_views: int, kind: Kind, seed: int, size: tuple[int, int]) -> Windows:
+    """Random windows and, last, the whole image.
+
+    Args:
+        num_views: V - 1.
+        kind: as in `sample_views`.
+        seed: of the draw.
+        size: (H, W) of the views, whose aspect ratio is the image's.
+
+    Returns:
+        V windows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(num_views, 5, generator=generator, dtype=torch.float64)
+    centre, half = (_jitter if kind == "jitter" else _crops)(draws[:, :4], size)  # [V - 1, 2] each, (x, y)
+    boxes = torch.cat([torch.cat([centre - half, centre + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
+    return Windows(boxes, torch.cat([draws[:, 4] < 0.5, torch.tensor([False])]))
+
+
+def _jitter(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    zoom = ZOOM[0] * (ZOOM[1] / ZOOM[0]) ** draws[:, :1]
+    centre = 0.5 + SHIFT * (2 * draws[:, 1:3] - 1)
+    return centre, (zoom / 2).expand(-1, 2)
+
+
+def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, :1]
+    aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** draws[:, 1:2] * size[0] / size[1]
+    sides = torch.cat([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp(max=1)
+    centre = sides / 2 + (1 - sides) * draws[:, 2:4]
+    return centre, sides / 2
+
+
+def _check(model: Any, num_views: int | None, kind: str, batch_size: int) -> None:
+    if not isinstance(model, VisionTransformer | Eva):
+        raise TypeError(f"views are taken through a timm VisionTransformer or Eva, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("the model is in training mode, where views of one place differ; call model.eval()")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
+    if num_views is not None and num_views < 1:
+        raise ValueError(f"num_views must be at least 1, got {num_views}; about 24 give a clean map")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _view_size(
+    model: Any, image: Image.Image, preprocessing: Preprocessing, size: int | None, keep_aspect: bool
+) -> tuple[int, int]:
+    """(H, W) of the views in pixels."""
+    embed = model.patch_embed
+    if keep_aspect:
+        wanted = preprocessing.size_of(image)
+    elif size is None:
+        wanted = embed.img_size
+    else:
+        wanted = preprocessing.size_of(Image.new("1", (1, 1)))
+    if embed.strict_img_size and wanted != tuple(embed.img_size):
+        raise ValueError(
+            f"views of {wanted[0]} x {wanted[1]} pixels do not fit a model built for {embed.img_size[0]} x "
+            f"{embed.img_size[1]}; build it with dynamic_img_size=True"
+        )
+    return wanted[0], wanted[1]
+
+
+def _mirrored(image: Image.Image, windows: Windows) -> tuple[Image.Image, tuple[int, int]]:
+    """The image with as much of its reflection around it as the windows show, and where its corner (x, y) lies."""
+    beyond = torch.maximum(-windows.boxes[:, :2], windows.boxes[:, 2:] - 1).amax(dim=0).clamp(min=0)  # (x, y)
+    x, y = (math.ceil(share * side) for share, side in zip(beyond.tolist(), image.size, strict=True))
+    padded = np.pad(np.asarray(image), ((y, y), (x, x), (0, 0)), mode="symmetric")
+    return Image.fromarray(padded), (x, y)
+
+
+@torch.no_grad()
+def _raw_maps(model: Any, pixels: Tensor, layer: int, dtype: torch.dtype) -> Tensor:  # [B, h, w, C]
+    weight = model.patch_embed.proj.weight
+    pixels = pixels.to(device=weight.device, dtype=weight.dtype)
+    with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
+        maps = plain_intermediates(model, pixels, layer)
+    maps = maps.permute(0, 2, 3, 1).float()
+    return maps.cpu() if maps.device.type == "mps" else maps  # which knows no float64

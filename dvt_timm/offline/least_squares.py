@@ -62,7 +62,7 @@ class _Sums:
         self.patches += y.sum(dim=0)
         self.views.append(means)
         self.places.append(places)
-        self.power += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
+        self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
         self.last = y[-1].clone()
 
     def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]

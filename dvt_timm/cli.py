@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .console import add_model_arguments, existing, no_images, one_line, positive, quiet_hub, report_skipped
 from .files import CommandError
 
 DEMO = "vit_small_patch14_dinov2.dvt_demo"
@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             status: int = arguments.run(arguments)
         except arguments.expected as error:
-            print(f"dvt-timm: error: {_one_line(error)}", file=sys.stderr)
+            print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
             return 2
     return status
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"dvt-timm: warning: {_one_line(message)}", file=sys.stderr)
+    print(f"dvt-timm: warning: {one_line(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dvt-timm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
+    _add_fit(commands)
     _add_list(commands)
     _add_convert(commands)
     _add_push(commands)
@@ -60,13 +61,7 @@ def _add_features(commands: Any) -> None:
         "the same names are replaced. Exit status 1 if an image had to be skipped.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="JPEG, PNG, WebP, or folders")
-    parser.add_argument("--model", default=DEMO, metavar="NAME", help="timm name (default: %(default)s)")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        help="a head (folder, file, hf-hub:user/repo), a model's checkpoint, or the folder of a saved model, which "
-        "takes the place of --model",
-    )
+    add_model_arguments(parser, DEMO)
     parser.add_argument(
         "--out",
         type=Path,
@@ -76,7 +71,7 @@ def _add_features(commands: Any) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size,
+        type=positive,
         metavar="N",
         help="pixels of the shorter side, rounded to whole patches (default: the model's)",
     )
@@ -86,8 +81,53 @@ def _add_features(commands: Any) -> None:
         metavar="ROW,COLUMN",
         help="what the similarity map compares with, counted from 0,0 at the top left (default: the centre)",
     )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
     parser.set_defaults(run=_features, expected=CommandError)
+
+
+def _add_fit(commands: Any) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="take the features of images apart: clean ones into a store, for training or as they are",
+        description="Stage 1 of Denoising Vision Transformers, offline, for every image: raw and clean features into "
+        "a store. After an interruption, run the same again. Exit status 1 if an image had to be skipped. On several "
+        "GPUs or processes: accelerate launch -m dvt_timm fit ...",
+    )
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="IMAGE_FOLDER_OR_LIST", help="JPEG, PNG, WebP, folders, or .txt lists"
+    )
+    add_model_arguments(parser, DEMO)
+    parser.add_argument(
+        "--out", type=Path, default=Path("dvt-store"), metavar="STORE", help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument("--panel", action="store_true", help="draw each decomposition into STORE/panels")
+    parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
+    views = parser.add_argument_group("views")
+    views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
+    views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
+    views.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    views.add_argument("--size", type=positive, metavar="N", help="pixels of a view's sides (default: the model's)")
+    views.add_argument(
+        "--keep-aspect", action="store_true", help="do not squeeze images to a square; --size is the shorter side"
+    )
+    views.add_argument("--layer", type=int, default=-1, metavar="I", help="block to read (default: the last)")
+    views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
+    views.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="views at once (default: %(default)s)"
+    )
+    solver = parser.add_argument_group("solver")
+    solver.add_argument(
+        "--solver", choices=("least-squares", "neural-field"), default="least-squares", help="(default: %(default)s)"
+    )
+    solver.add_argument(
+        "--smoothness", type=_smoothness, default=0.3, metavar="X", help="number or auto (default: %(default)s)"
+    )
+    solver.add_argument(
+        "--density", type=float, default=2.0, metavar="X", help="nodes per patch (default: %(default)s)"
+    )
+    solver.add_argument(
+        "--steps", type=positive, default=25_000, metavar="N", help="of the neural field (default: %(default)s)"
+    )
+    parser.set_defaults(run=_fit, expected=CommandError)
 
 
 def _add_list(commands: Any) -> None:
@@ -154,12 +194,6 @@ def _add_weights(commands: Any) -> None:
     check.set_defaults(run=_check, expected=EXPECTED)
 
 
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive number of pixels, got {text!r}")
-    return int(text)
-
-
 def _patch(text: str) -> tuple[int, int]:
     row, _, column = text.partition(",")
     if not (row.isdecimal() and column.isdecimal()):
@@ -167,10 +201,18 @@ def _patch(text: str) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _features(arguments: argparse.Namespace) -> int:
-    from huggingface_hub.utils.logging import set_verbosity_error
+def _smoothness(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
-    set_verbosity_error()  # its retries without a network: one line at the end says it
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from . import fit_command
+
+    return fit_command.run(arguments)
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    quiet_hub()
     return 1 if _extract_all(arguments) else 0
 
 
@@ -181,27 +223,25 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     from . import extract
     from .images import ImageError, preprocessing_of
 
-    missing = [path for path in arguments.paths if not os.path.exists(path)]
-    for path in missing:
-        _report_skipped(f"{path}: not found")
-    images = extract.find_images([path for path in arguments.paths if path not in missing], arguments.out)
+    paths = existing(arguments.paths)
+    images = extract.find_images(paths, arguments.out)
     if not images:
-        given = ", ".join(str(path) for path in arguments.paths)
-        raise CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
+        raise no_images(arguments.paths)
     _make_folder(arguments.out)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device)
     preprocessing = preprocessing_of(model, arguments.size)
     metadata = extract.model_metadata(arguments.checkpoint, model, preprocessing)
-    skipped = len(missing)
+    missing = len(arguments.paths) - len(paths)
+    skipped = missing
     for path, target in tqdm(images, unit="image", disable=len(images) == 1):
         try:
             panel = extract.extract(model, preprocessing, path, target, metadata, arguments.patch)
             tqdm.write(str(panel))
         except ImageError as error:
             skipped += 1
-            _report_skipped(error)
+            report_skipped(error)
     if skipped:
-        print(f"dvt-timm: {skipped} of {len(missing) + len(images)} inputs skipped", file=sys.stderr)
+        print(f"dvt-timm: {skipped} of {missing + len(images)} inputs skipped", file=sys.stderr)
     return skipped
 
 
@@ -210,16 +250,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"cannot make the folder {folder}: {error}; choose another --out") from error
-
-
-def _report_skipped(reason: object) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(f"dvt-timm: skipped {_one_line(reason)}", file=sys.stderr)
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -249,7 +279,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             if len(files) == 1:
                 raise
             skipped += 1
-            _report_skipped(error)
+            report_skipped(error)
     return 1 if skipped else 0
 
 

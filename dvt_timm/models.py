@@ -325,7 +325,7 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
 
 def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]
     """The patch map of one block after the final norm, as the model gives it without a denoiser."""
-    timm_model = super(_Denoised, model) if isinstance(model, _Denoised) else model
+    timm_model: Any = super(_Denoised, model) if isinstance(model, _Denoised) else model
     (fmap,) = timm_model.forward_intermediates(x, [layer], norm=True, stop_early=True, intermediates_only=True)
     return fmap
 

@@ -62,14 +62,14 @@ class _Layout:
         return MARGIN + HEADER + index * (self.row + GAP) + self.row // 2
 
 
-def draw_panel(image: Pixels, rows: list[str], columns: list[Column], patch: tuple[int, int]) -> Pixels:
-    """The image with the patch marked, then one column of tiles after the other, one row per label.
+def draw_panel(image: Pixels, rows: list[str], columns: list[Column], patch: tuple[int, int] | None = None) -> Pixels:
+    """The image, with the patch marked if there is one, then one column of tiles after the other, one row per label.
 
     Args:
         image: [H, W, 3].
         rows: labels.
         columns: each with as many tiles [h, w, 3] as there are rows.
-        patch: (row, column) to mark.
+        patch: (row, column) to mark, None for none.
 
     Returns:
         [height, width, 3].
@@ -99,17 +99,18 @@ def _cell_size(image_size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int,
     return max(1, round(width * aspect)), max(1, round(width))
 
 
-def _draw_input(canvas: Image.Image, layout: _Layout, image: Pixels, patch: tuple[int, int]) -> None:
+def _draw_input(canvas: Image.Image, layout: _Layout, image: Pixels, patch: tuple[int, int] | None) -> None:
     """The image as large as a tile, half-way between the first and the last row."""
     height, width = layout.tile
     x, y = MARGIN + layout.column // 2, (layout.row_y(0) + layout.row_y(layout.num_rows - 1)) // 2
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
     _paste(canvas, picture, (x, y), patch, layout.cell)
     _text(canvas, "input", (x, y - height // 2 - HEADER // 2), LABEL_FONT)
-    _text(canvas, f"patch ({patch[0]}, {patch[1]})", (x, y + height // 2 + FOOTER // 2), NOTE_FONT, GREY)
+    if patch is not None:
+        _text(canvas, f"patch ({patch[0]}, {patch[1]})", (x, y + height // 2 + FOOTER // 2), NOTE_FONT, GREY)
 
 
-def _draw_column(canvas: Image.Image, layout: _Layout, column: Column, x: int, patch: tuple[int, int]) -> None:
+def _draw_column(canvas: Image.Image, layout: _Layout, column: Column, x: int, patch: tuple[int, int] | None) -> None:
     _text(canvas, column.title, (x, MARGIN + HEADER // 2), LABEL_FONT)
     for i, pixels in enumerate(column.tiles):
         enlarged = pixels.repeat(layout.cell[0], axis=0).repeat(layout.cell[1], axis=1)

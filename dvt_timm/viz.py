@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .panel import Column, draw_panel
 
-__all__ = ["colorize", "feature_panel", "kmeans_labels", "norm_map", "pca_rgb", "similarity"]
+__all__ = ["colorize", "decomposition_panel", "feature_panel", "kmeans_labels", "norm_map", "pca_rgb", "similarity"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -164,17 +164,52 @@ def feature_panel(
         ValueError: on an image of another form, no maps, maps that are not finite or differ in shape, or a patch or
             a number of clusters out of range.
     """
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; convert it to RGB first")
-    maps = _as_maps(list(features.values()))
-    if len({array.shape for array in maps}) > 1:
-        raise ValueError(f"the maps of a panel must share one grid, got {[array.shape for array in maps]}")
+    image = _as_image(image)
+    maps = _as_panel_maps(list(features.values()))
     grid = maps[0].shape[:2]
     patch = (grid[0] // 2, grid[1] // 2) if patch is None else patch
     _check_patch(patch, grid)
     num_clusters = min(num_clusters, len(maps) * grid[0] * grid[1])
     return draw_panel(image, list(features), _columns(maps, patch, num_clusters), patch)
+
+
+def decomposition_panel(
+    image: Pixels, raw: FeatureMap, semantics: FeatureMap, artifact: FeatureMap, residual: FeatureMap
+) -> Pixels:
+    """A labelled picture of one image's decomposition: PCA and norm of its four maps.
+
+    One projection and one range of norms for all rows. For the PCA the mean of the semantics is taken off the raw map
+    and the semantics, so that no difference has one colour in every row.
+
+    Args:
+        image: [H, W, 3] uint8, what the maps were computed from.
+        raw, semantics, artifact, residual: [h, w, C].
+
+    Returns:
+        [height, width, 3] uint8 RGB.
+
+    Raises:
+        ValueError: on an image of another form, or maps that are not finite or differ in shape.
+    """
+    image = _as_image(image)
+    maps = _as_panel_maps([raw, semantics, artifact, residual])
+    mean = maps[1].mean(axis=(0, 1))
+    centred = [maps[0] - mean, maps[1] - mean, *maps[2:]]
+    return draw_panel(image, ["raw", "semantics", "artifact", "residual"], [_pca_column(centred), _norm_column(maps)])
+
+
+def _as_image(image: Pixels) -> Pixels:
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; convert it to RGB first")
+    return image
+
+
+def _as_panel_maps(features: list[FeatureMap]) -> list[Floats]:
+    maps = _as_maps(features)
+    if len({array.shape for array in maps}) > 1:
+        raise ValueError(f"the maps of a panel must share one grid, got {[array.shape for array in maps]}")
+    return maps
 
 
 def _as_map(features: FeatureMap) -> Floats:
@@ -255,18 +290,30 @@ def _lloyd(tokens: Floats, centres: Floats) -> tuple[NDArray[np.intp], float]:  
 
 
 def _columns(maps: list[Floats], patch: tuple[int, int], num_clusters: int) -> list[Column]:
-    pca = [(255 * colors).round().astype(np.uint8) for colors in pca_rgb(maps)]
-    norms = [norm_map(array) for array in maps]
-    low, high = (float(end) for end in np.quantile(np.stack(norms), NORM_QUANTILES))
     clusters = [_palette(num_clusters)[labels] for labels in kmeans_labels(maps, num_clusters)]
     cosines = [colorize(similarity(array, patch), 0, 1) for array in maps]
-    bar = colorize(np.linspace(0, 1, 256)[None], 0, 1)
     return [
-        Column("PCA", pca, note="first 3 components"),
-        Column("norm", [colorize(norm, low, high) for norm in norms], bar=bar, ends=(low, high)),
+        _pca_column(maps),
+        _norm_column(maps),
         Column("k-means", clusters, note=f"{num_clusters} clusters"),
-        Column("similarity", cosines, bar=bar, ends=(0, 1), marked=True),
+        Column("similarity", cosines, bar=_bar(), ends=(0, 1), marked=True),
     ]
+
+
+def _pca_column(maps: list[Floats]) -> Column:
+    tiles = [(255 * colors).round().astype(np.uint8) for colors in pca_rgb(maps)]
+    return Column("PCA", tiles, note="first 3 components")
+
+
+def _norm_column(maps: list[Floats]) -> Column:
+    norms = [norm_map(array) for array in maps]
+    low, high = (float(end) for end in np.quantile(np.stack(norms), NORM_QUANTILES))
+    return Column("norm", [colorize(norm, low, high) for norm in norms], bar=_bar(), ends=(low, high))
+
+
+def _bar() -> Pixels:  # [1, 256, 3]
+    """The colours from 0 to 1."""
+    return colorize(np.linspace(0, 1, 256)[None], 0, 1)
 
 
 def _palette(num_colors: int) -> Pixels:  # [k, 3]

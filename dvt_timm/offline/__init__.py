@@ -1,7 +1,34 @@
-"""Stage 1 of Denoising Vision Transformers (arXiv 2401.02957): one image's features taken apart."""
+"""Stage 1 of Denoising Vision Transformers (arXiv 2401.02957): one image's features taken apart.
 
+>>> decomposition = offline.fit_image(model, "photo.jpg")  # any timm ViT or Eva
+>>> decomposition.semantics, decomposition.artifact, decomposition.residual  # [h, w, C] each
+
+`sample_views` takes features of many views of an image, `LeastSquaresSolver` (closed form, the default) and
+`NeuralFieldSolver` (as released) separate what they share. `fit_store` does it for many images, `open_store` reads what
+it wrote.
+"""
+
+from .fit import ImageFitter, Solver, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
-from .solution import Decomposition, Views
-from .views import sample_views
+from .neural_field import NeuralFieldSolver
+from .run import fit_store
+from .solution import Decomposition, Views, unexplained
+from .store import FeatureStore, open_store
+from .views import ViewStream, sample_views
 
-__all__ = ["Decomposition", "LeastSquaresSolver", "PreparedSolver", "Views", "sample_views"]
+__all__ = [
+    "Decomposition",
+    "FeatureStore",
+    "ImageFitter",
+    "LeastSquaresSolver",
+    "NeuralFieldSolver",
+    "PreparedSolver",
+    "Solver",
+    "ViewStream",
+    "Views",
+    "fit_image",
+    "fit_store",
+    "open_store",
+    "sample_views",
+    "unexplained",
+]

@@ -1,8 +1,8 @@
 """Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
 
-`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with o = 0 for the whole image and
-G of mean 0. How it is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all
-of its features a little, with its scale and its context.
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with o = 0 for the whole image
+and G of mean 0. How it is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts
+all of its features a little, with its scale and its context.
 
 Letters: V views, P = h * w patches, K = R_y * R_x nodes of F, C channels.
 """
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class _Sums:
         self.dtype = torch.promote_types(first.features.dtype, torch.float32)
         h, w, C = self.grid
         self.reference = first.features[0].to(self.dtype).mean(dim=(0, 1))  # [C], taken off: less cancellation
-        options = {"dtype": self.dtype, "device": first.features.device}
+        options: dict[str, Any] = {"dtype": self.dtype, "device": first.features.device}
         self.field = torch.zeros(nodes[0] * nodes[1], C, **options)  # B^T y
         self.patches = torch.zeros(h * w, C, **options)  # added up over views
         self.scratch = torch.empty(0, **options)
@@ -66,7 +66,7 @@ class _Sums:
         self.last = y[-1].clone()
 
     def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
-        """Less the reference, in memory that the next batch uses again: fresh memory costs more than the subtraction."""
+        """Less the reference, in memory that the next batch uses again: to get fresh memory takes longer."""
         if self.scratch.shape != features.shape:
             self.scratch = self.field.new_empty(features.shape)
         return torch.sub(features, self.reference, out=self.scratch)
@@ -120,7 +120,7 @@ class PreparedSolver:
         semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
         shape = (*self.grid, -1)
         semantics = semantics_at(xy[-1])
-        residual = sums.last + sums.reference - semantics - artifact
+        raw = sums.last + sums.reference
         stats = {
             "solver": "least_squares",
             "num_views": V,
@@ -128,9 +128,9 @@ class PreparedSolver:
             "smoothness": self.smoothness,
             "unexplained": max(error, 0.0) / power if power > 0 else 0.0,
         }
-        return Decomposition(
-            semantics.reshape(shape), artifact.reshape(shape), residual.reshape(shape), stats, semantics_at
-        )
+        residual = raw - semantics - artifact
+        raw, semantics, artifact, residual = (part.reshape(shape) for part in (raw, semantics, artifact, residual))
+        return Decomposition(raw, semantics, artifact, residual, stats, semantics_at)
 
     def _roughness(self, field: Tensor) -> float:
         grid = field.reshape(*self.layout.nodes, -1)
@@ -146,7 +146,7 @@ class LeastSquaresSolver:
     """
 
     density: float = 2.0  # nodes of F per patch, in each direction
-    smoothness: float | Literal["auto"] = 0.03  # lambda; "auto": the one that predicts held-out views best
+    smoothness: float | Literal["auto"] = 0.3  # lambda; "auto": the one that predicts held-out views best
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.density <= 16:
@@ -200,10 +200,7 @@ class LeastSquaresSolver:
         layout = Layout(xy, self._nodes(grid))
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
-            if matrix is None:
-                solve = conjugate_gradients(layout, value)
-            else:
-                solve = factorised(matrix, layout.nodes, value)
+            solve = conjugate_gradients(layout, value) if matrix is None else factorised(matrix, layout.nodes, value)
             yield PreparedSolver(layout, (grid[0], grid[1]), value, solve)
 
     def _fit_auto(self, views: Iterable[Views]) -> Decomposition:
@@ -226,8 +223,8 @@ class LeastSquaresSolver:
             )
         scores = {}
         for candidate in self._candidates(kept.xy, grid, CANDIDATES):
-            error, variance = unexplained(candidate._finish(kept), collect(held)).sum(dim=(0, 1)).tolist()
-            scores[candidate.smoothness] = error
+            errors = unexplained(candidate._finish(kept), collect(held))[..., 0]
+            scores[candidate.smoothness] = float(errors.sum())
         best = min(scores, key=lambda value: scores[value])
         return replace(self, smoothness=best)._prepare(everything.xy, grid)._finish(everything)
 

@@ -1,8 +1,8 @@
 """The linear system behind the closed-form stage 1, solved directly or, on large grids, by conjugate gradients.
 
-In the least-squares sense, for all views v and patches p: B_vp F + G_p + o_v = y_vp. Every view has every patch, so that
-G (a value per patch) and o (a value per view) are a balanced two-way layout: to eliminate both is to take the means
-over views and over patches off the rest. With Q for that projection, F solves
+In the least-squares sense, for all views v and patches p: B_vp F + G_p + o_v = y_vp. Every view has every patch, so
+that G (a value per patch) and o (a value per view) are a balanced two-way layout: to eliminate both is to take the
+means over views and over patches off the rest. With Q for that projection, F solves
 
     (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighbouring nodes, added up
 

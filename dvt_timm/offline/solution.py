@@ -50,6 +50,7 @@ class Views:
 class Decomposition:
     """One image's features, taken apart; the mean of the artifact over the patches is 0."""
 
+    raw: Tensor  # [h, w, C] y of the whole image
     semantics: Tensor  # [h, w, C] F at the patches of the whole image
     artifact: Tensor  # [h, w, C] G, shared by all views
     residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image

@@ -51,14 +51,20 @@ class ViewStream:
     def __len__(self) -> int:
         return len(self.windows)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the features."""
+        device: torch.device = self.model.patch_embed.proj.weight.device
+        return torch.device("cpu") if device.type == "mps" else device  # which knows no float64
+
     def __iter__(self) -> Iterator[Views]:
         canvas, corner = _mirrored(self.image, self.windows)
         with tqdm(total=len(self), unit="view", leave=False, disable=None if self.progress else True) as bar:
             for start in range(0, len(self), self.batch_size):
                 stop = min(start + self.batch_size, len(self))
                 pixels = torch.cat([self._pixels(canvas, corner, i) for i in range(start, stop)])
-                features = _raw_maps(self.model, pixels, self.layer, self.autocast)
-                yield Views(features, self.xy[start:stop].to(features.device))
+                features = _raw_maps(self.model, pixels, self.layer, self.autocast).to(self.device)
+                yield Views(features, self.xy[start:stop].to(self.device))
                 bar.update(stop - start)
 
     def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
@@ -122,7 +128,7 @@ def sample_views(
         ValueError: on arguments out of range, a model in training mode, or a size that the model does not take.
     """
     model = uncompiled(model)
-    _check(model, num_views, kind, batch_size)
+    _check(model, num_views, kind, layer, batch_size)
     preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
     image = image.convert("RGB")
     pixels = _view_size(model, image, preprocessing, size, keep_aspect)
@@ -178,7 +184,7 @@ def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return centre, sides / 2
 
 
-def _check(model: Any, num_views: int | None, kind: str, batch_size: int) -> None:
+def _check(model: Any, num_views: int | None, kind: str, layer: int, batch_size: int) -> None:
     if not isinstance(model, VisionTransformer | Eva):
         raise TypeError(f"views are taken through a timm VisionTransformer or Eva, got {type(model).__name__}")
     if model.training:
@@ -187,6 +193,9 @@ def _check(model: Any, num_views: int | None, kind: str, batch_size: int) -> Non
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     if num_views is not None and num_views < 1:
         raise ValueError(f"num_views must be at least 1, got {num_views}; about 24 give a clean map")
+    depth = len(model.blocks)
+    if not -depth <= layer < depth:
+        raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {layer}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -224,5 +233,4 @@ def _raw_maps(model: Any, pixels: Tensor, layer: int, dtype: torch.dtype) -> Ten
     pixels = pixels.to(device=weight.device, dtype=weight.dtype)
     with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
         maps = plain_intermediates(model, pixels, layer)
-    maps = maps.permute(0, 2, 3, 1).float()
-    return maps.cpu() if maps.device.type == "mps" else maps  # which knows no float64
+    return maps.permute(0, 2, 3, 1).float()

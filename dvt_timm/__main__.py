@@ -1,0 +1,7 @@
+"""`python -m dvt_timm`, which `accelerate launch -m dvt_timm` runs too."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

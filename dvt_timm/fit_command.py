@@ -1,0 +1,96 @@
+"""`dvt-timm fit`: stage 1 on many images, into a store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import extract, viz
+from .console import existing, no_images, quiet_hub, report_skipped
+from .files import CommandError, replacing
+from .offline import Decomposition, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, Solver, fit_store, open_store
+from .offline.run import Team
+
+PANELS = "panels"  # folder of the pictures, within the store
+LIST = ".txt"  # suffix of lists of images
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fill the store; the exit status."""
+    quiet_hub()
+    team = Team()
+    given = [image for path in arguments.paths for image in _listed(path)]
+    paths = existing(given)
+    targets = dict(extract.find_images(paths, arguments.out / PANELS))
+    if not targets:
+        raise no_images(arguments.paths)
+    model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device or team.device)
+    failures = fit_store(
+        _fitter(model, arguments),
+        list(targets),
+        arguments.out,
+        half=arguments.half,
+        team=team,
+        finished=_panel_writer(targets) if arguments.panel else None,
+        skipped=report_skipped,
+        progress=len(targets) > 1,
+    )
+    skipped = len(failures) + len(given) - len(paths)
+    if team.rank == 0:
+        print(f"{arguments.out}: {len(open_store(arguments.out))} images")
+        if skipped:
+            print(f"dvt-timm: {skipped} of {len(targets) + len(given) - len(paths)} inputs skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _listed(path: Path) -> list[Path]:
+    """The paths that a list names, one a line, relative to its own folder; of anything else, that itself."""
+    if path.suffix.lower() != LIST or not path.is_file():
+        return [path]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot read the list {path}: {error}") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+def _fitter(model: Any, arguments: argparse.Namespace) -> ImageFitter:
+    try:
+        return ImageFitter(
+            model,
+            _solver(arguments),
+            num_views=arguments.views,
+            kind=arguments.kind,
+            seed=arguments.seed,
+            layer=arguments.layer,
+            size=arguments.size,
+            keep_aspect=arguments.keep_aspect,
+            edge_to_edge=arguments.edge_to_edge,
+            batch_size=arguments.batch_size,
+        )
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _solver(arguments: argparse.Namespace) -> Solver:
+    if arguments.solver == "neural-field":
+        return NeuralFieldSolver(num_steps=arguments.steps, seed=arguments.seed, progress=True)
+    return LeastSquaresSolver(density=arguments.density, smoothness=arguments.smoothness)
+
+
+def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:
+    def write(path: Path, picture: Image.Image, decomposition: Decomposition) -> None:
+        parts = (decomposition.raw, decomposition.semantics, decomposition.artifact, decomposition.residual)
+        panel = viz.decomposition_panel(np.asarray(picture), *parts)
+        target = targets[path].with_name(f"{targets[path].name}.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as scratch:
+            Image.fromarray(panel).save(scratch)
+
+    return write

@@ -1,0 +1,101 @@
+"""From an image to its decomposition: views, then a solver."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from inspect import signature
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ..images import read_image
+from .least_squares import LeastSquaresSolver, PreparedSolver
+from .solution import Decomposition, Views
+from .views import DEFAULT_VIEWS, ViewStream, sample_views
+
+PREPARED = 4  # factorised systems kept, one per size of the views; at 37 x 37 patches of 250 MB each
+
+
+class Solver(Protocol):
+    """What `fit_image` takes: `LeastSquaresSolver`, `NeuralFieldSolver`, or one of your own."""
+
+    def fit(self, views: Iterable[Views]) -> Decomposition:
+        """Decompose the image that batches of views show; the last view is the whole image."""
+
+
+class ImageFitter:
+    """Stage 1 on one image after the other, with one factorisation for all whose views have the same size.
+
+    Args:
+        model: as in `sample_views`.
+        solver: `LeastSquaresSolver()` by default.
+        views: further arguments of `sample_views`.
+
+    Raises:
+        TypeError, ValueError: as `sample_views` does.
+    """
+
+    def __init__(self, model: Any, solver: Solver | None = None, **views: Any) -> None:
+        sample_views(model, Image.new("RGB", (1, 1)), **views)  # complains of the arguments before any image is read
+        self.model, self.views = model, views
+        self.solver: Solver = LeastSquaresSolver() if solver is None else solver
+        self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the views are, JSON-friendly: the arguments of `sample_views` that change them, defaults filled in."""
+        given = {**{name: p.default for name, p in signature(sample_views).parameters.items()}, **self.views}
+        kind = given["kind"]
+        settings = {name: given[name] for name in ("kind", "seed", "layer", "size", "keep_aspect", "edge_to_edge")}
+        return {**settings, "num_views": given["num_views"] or DEFAULT_VIEWS[kind]}
+
+    def __call__(self, image: Image.Image) -> Decomposition:
+        """Decompose an image; raises as `sample_views` and the solver do."""
+        stream = sample_views(self.model, image, **self.views)
+        if isinstance(self.solver, LeastSquaresSolver) and self.solver.smoothness != "auto":
+            return self._prepare(self.solver, stream).fit(stream)
+        return self.solver.fit(stream)
+
+    def _prepare(self, solver: LeastSquaresSolver, stream: ViewStream) -> PreparedSolver:
+        if stream.size not in self._prepared:
+            while len(self._prepared) >= PREPARED:
+                self._prepared.popitem(last=False)
+            self._prepared[stream.size] = solver.prepare(stream.xy.to(stream.device))
+        self._prepared.move_to_end(stream.size)
+        return self._prepared[stream.size]
+
+
+def fit_image(
+    model: Any,
+    image: Image.Image | str | PathLike[str],
+    *,
+    solver: Solver | None = None,
+    num_views: int | None = None,
+    seed: int = 0,
+    **views: Any,
+) -> Decomposition:
+    """Take one image's features apart: semantics, shared artifact, residual.
+
+    >>> model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True).eval()
+    >>> clean = fit_image(model, "photo.jpg").semantics  # [37, 37, 384]
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva` in evaluation mode, denoised or not: its raw features are taken.
+        image: an image, or the path of one.
+        solver: `LeastSquaresSolver()` by default.
+        num_views: besides the whole image; 24 (jitter) or 768 (crops) by default.
+        seed: of the views.
+        views: further arguments of `sample_views`: kind, layer, size, keep_aspect, ...
+
+    Returns:
+        The decomposition, on the model's device.
+
+    Raises:
+        ImageError: if the file is no image.
+        TypeError, ValueError: as `sample_views` and the solver.
+    """
+    picture = image if isinstance(image, Image.Image) else read_image(Path(image))
+    return ImageFitter(model, solver, num_views=num_views, seed=seed, **views)(picture)

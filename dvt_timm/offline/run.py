@@ -1,0 +1,176 @@
+"""Stage 1 on many images, into a store; what `dvt-timm fit` does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..files import CommandError, sha256_of
+from ..images import ImageError, check_aspect, printable, read_image
+from .fit import ImageFitter
+from .solution import Decomposition
+from .store import StoreWriter, done_in, write_index, writing
+
+Finished = Callable[[Path, Any, Decomposition], None]  # image file, what was read from it, its decomposition
+
+
+class Team:
+    """The processes that share the work: one, or those that `accelerate launch` started.
+
+    Raises:
+        CommandError: if there are several and accelerate is not installed.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size, self._state = 0, 1, None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import PartialState
+            except ImportError as error:
+                raise CommandError("several processes need accelerate; pip install 'dvt-timm[accelerate]'") from error
+            self._state = PartialState()
+            self.rank, self.size = self._state.process_index, self._state.num_processes
+
+    @property
+    def device(self) -> str | None:
+        """This process's own, None where it is alone."""
+        return None if self._state is None else str(self._state.device)
+
+    def wait(self) -> None:
+        """For all the others."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def gather(self, values: dict[str, str]) -> dict[str, str]:
+        """What all have, in all of them."""
+        if self._state is None:
+            return values
+        from accelerate.utils import gather_object
+
+        return {key: value for part in gather_object([values]) for key, value in part.items()}
+
+
+def fit_store(
+    fitter: ImageFitter,
+    images: Sequence[Path],
+    folder: Path,
+    *,
+    half: bool = False,
+    team: Team | None = None,
+    finished: Finished | None = None,
+    skipped: Callable[[str], None] | None = None,
+    progress: bool = False,
+) -> dict[str, str]:
+    """Decompose images into a store; those that it holds already are left as they are.
+
+    Args:
+        fitter: model, views and solver.
+        images: files; one of the same content as another is taken once.
+        folder: of the store, made if it does not exist.
+        half: keep float16 rather than float32.
+        team: the processes that share the work, this one alone by default.
+        finished: called after each image.
+        skipped: called with the reason, one line, for each image that cannot be processed.
+        progress: whether to show a bar.
+
+    Returns:
+        Images that were skipped, and why.
+
+    Raises:
+        CommandError: if the store cannot be written, has other settings, or is being written to by another run.
+    """
+    team = team or Team()
+    failures: dict[str, str] = {}
+
+    def skip(path: Path, reason: str) -> None:
+        failures[printable(path)] = reason
+        if skipped is not None:
+            skipped(reason)
+
+    with ExitStack() as stack:
+        if team.rank == 0:
+            stack.enter_context(writing(folder, settings_of(fitter, half)))
+        team.wait()
+        done = done_in(folder)
+        team.wait()  # until all have seen the same, before anything is added
+        todo = _unique(images, done, skip if team.rank == 0 else lambda *_: None)
+        writer = StoreWriter(folder)
+        bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
+        for path, sha256 in bar:
+            try:
+                picture = read_image(path)
+                check_aspect(path, picture)
+                decomposition = _fit(fitter, path, picture)
+                raw, clean = (_checked(path, part, half) for part in (decomposition.raw, decomposition.semantics))
+            except ImageError as error:
+                skip(path, " ".join(str(error).split()))
+                continue
+            writer.add(sha256, path, raw, clean, decomposition.stats)
+            if finished is not None:
+                finished(path, picture, decomposition)
+        failures = team.gather(failures)
+    if team.rank == 0:
+        write_index(folder, failures)
+    return failures
+
+
+def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
+    """What two runs into one store must agree on."""
+    cfg = fitter.model.pretrained_cfg
+    solver = {"name": type(fitter.solver).__name__, **asdict(fitter.solver)}  # type: ignore[call-overload]
+    solver.pop("progress", None)
+    return {
+        "format": 1,
+        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
+        "weights_sha256": _fingerprint(fitter.model),
+        "stride": list(fitter.model.patch_embed.proj.stride),
+        "dtype": "float16" if half else "float32",
+        "solver": solver,
+        "views": fitter.settings,
+    }
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of the backbone's weights, whatever head it wears."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(("denoiser.", "head.")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _unique(images: Sequence[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
+    """Images that are not done, each content once, with its SHA-256."""
+    todo: dict[str, Path] = {}
+    for path in images:
+        try:
+            sha256 = sha256_of(path)
+        except OSError as error:
+            skip(path, f"{path}: {error}")
+            continue
+        if sha256 not in done:
+            todo.setdefault(sha256, path)
+    return [(path, sha256) for sha256, path in todo.items()]
+
+
+def _fit(fitter: ImageFitter, path: Path, picture: Any) -> Decomposition:
+    try:
+        return fitter(picture)
+    except (MemoryError, RuntimeError, ValueError) as error:  # the CPU's out-of-memory error is a RuntimeError
+        raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
+
+
+def _checked(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
+    stored = features.half() if half else features.float()
+    if not bool(stored.isfinite().all()):
+        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or leave --half" * half))
+    return stored

@@ -1,0 +1,244 @@
+"""Many images -> a store of raw and clean features on disk, and back.
+
+A store is a folder:
+- `store.json`: the settings; a run with others is refused.
+- `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], and in the
+  metadata, as JSON, where the images lay and what the solver says of them.
+- `pending/<sha256>.safetensors`: finished images that are in no shard yet, each like a shard of one.
+- `index.json`: all images and their shards, and those that were skipped; written when a run ends.
+
+An image is known by the SHA-256 of its file. Files appear whole or not at all, so that a run may be killed at any
+point: the next one goes on with the images that are in no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._version import __version__
+from ..files import CommandError, read_json, replacing
+from ..images import printable
+
+SETTINGS, INDEX, PENDING, LOCK = "store.json", "index.json", "pending", ".lock"
+SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a store."""
+
+    sha256: str  # of the image file
+    image: str  # its path, as given
+    stats: dict[str, Any]  # of the solver
+    file: Path  # that holds its maps
+
+
+class FeatureStore:
+    """A map-style dataset of (raw, clean) feature maps; made by `open_store`.
+
+    Files are mapped into memory and only what is asked for is read. It may be sent to other processes (data workers).
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
+        self.folder, self.settings, self.entries = folder, settings, list(entries)
+        self._files: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """(raw, clean) of image i: [h, w, C] each, in the store's dtype."""
+        return self.raw(i), self.clean(i)
+
+    def raw(self, i: int) -> Tensor:
+        """The model's features of image i: [h, w, C]."""
+        return self._read(i, "raw")
+
+    def clean(self, i: int) -> Tensor:
+        """The semantics of image i: [h, w, C]."""
+        return self._read(i, "clean")
+
+    def _read(self, i: int, part: str) -> Tensor:
+        entry = self.entries[i]
+        if entry.file not in self._files:
+            self._files[entry.file] = _open(entry.file)
+        tensor: Tensor = self._files[entry.file].get_tensor(f"{entry.sha256}.{part}")
+        return tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+
+def open_store(folder: str | Path) -> FeatureStore:
+    """The images of a store, finished or not, in the order of their paths.
+
+    Raises:
+        ValueError: if the folder holds no store, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `dvt-timm fit` writes one")
+    settings = read_json(folder / SETTINGS)
+    entries = {entry.sha256: entry for file in _files_of(folder) for entry in _entries_of(file)}
+    return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
+
+
+@dataclass
+class StoreWriter:
+    """One process's side of a store that is being filled; several may write at once."""
+
+    folder: Path
+    shard_bytes: int = SHARD_BYTES
+    _open: list[Path] = field(default_factory=list)  # pending files of this process
+
+    def add(self, sha256: str, image: Path, raw: Tensor, clean: Tensor, stats: dict[str, Any]) -> None:
+        """Keep one image's maps [h, w, C]; closes a shard when it is full.
+
+        Raises:
+            CommandError: if they cannot be written.
+        """
+        maps = {f"{sha256}.raw": raw.contiguous().cpu(), f"{sha256}.clean": clean.contiguous().cpu()}
+        record = {sha256: {"image": printable(image), "stats": stats}}
+        path = self.folder / PENDING / f"{sha256}.safetensors"
+        _write(path, maps, record)
+        self._open.append(path)
+        if sum(file.stat().st_size for file in self._open) >= self.shard_bytes:
+            _merge(self.folder, self._open)
+            self._open = []
+
+
+@contextmanager
+def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Make a store, or take an unfinished one up, for this run alone; on leaving, close what is open.
+
+    Raises:
+        CommandError: if the folder cannot be written, holds something else or a store of other settings, or if
+            another run is writing to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        with lock.acquire(timeout=0):
+            _check_settings(folder, settings)
+            (folder / PENDING).mkdir(exist_ok=True)
+            _tidy(folder)
+            yield
+            _merge(folder, sorted((folder / PENDING).glob("*.safetensors")))
+    except Timeout as error:
+        raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise CommandError(
+            f"cannot write {folder}: {error}; then run the same again, finished images are kept"
+        ) from error
+
+
+def write_index(folder: Path, skipped: dict[str, str]) -> None:
+    """List all images of a store with their shards, and the skipped ones with the reason.
+
+    Raises:
+        CommandError: if it cannot be written.
+    """
+    entries = open_store(folder).entries
+    images = [{"image": e.image, "sha256": e.sha256, "shard": e.file.name, **e.stats} for e in entries]
+    _write_json(folder / INDEX, {"images": images, "skipped": skipped})
+
+
+def done_in(folder: Path) -> set[str]:
+    """The SHA-256 of every image that the store holds."""
+    return {entry.sha256 for file in _files_of(folder) for entry in _entries_of(file)}
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Shards and pending files."""
+    return sorted(folder.glob("shard-*.safetensors")) + sorted((folder / PENDING).glob("*.safetensors"))
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt").__enter__()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged: {error}; delete it, and `dvt-timm fit` computes its images again"
+        ) from error
+
+
+def _entries_of(file: Path) -> list[Entry]:
+    metadata = _open(file).metadata() or {}
+    try:
+        records = json.loads(metadata["images"])
+        return [Entry(sha256, record["image"], record["stats"], file) for sha256, record in records.items()]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no part of a feature store; move it elsewhere") from error
+
+
+def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> None:
+    metadata = {"version": __version__, "images": json.dumps(records)}
+    try:
+        with replacing(target) as path:
+            save_file(maps, path, metadata)
+    except (OSError, SafetensorError) as error:
+        raise CommandError(
+            f"cannot write {target}: {error}; make room and run the same again, finished images are kept"
+        ) from error
+
+
+def _write_json(target: Path, value: Any) -> None:
+    with replacing(target) as path:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _merge(folder: Path, files: list[Path]) -> None:
+    """Pending files -> one shard; those that are in it are removed after it is written."""
+    if not files:
+        return
+    maps: dict[str, Tensor] = {}
+    records: dict[str, Any] = {}
+    for file in files:
+        maps.update({key: opened.get_tensor(key) for opened in [_open(file)] for key in opened.keys()})  # noqa: SIM118
+        records.update({e.sha256: {"image": e.image, "stats": e.stats} for e in _entries_of(file)})
+    name = hashlib.sha256("".join(sorted(records)).encode()).hexdigest()[:16]
+    _write(folder / f"shard-{name}.safetensors", maps, records)
+    for file in files:
+        file.unlink()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a killed run left half written, and pending files that a shard holds already."""
+    for scratch in [*folder.glob(".????????.*"), *(folder / PENDING).glob(".????????.*")]:
+        scratch.unlink()
+    try:
+        in_shards = {e.sha256 for file in folder.glob("shard-*.safetensors") for e in _entries_of(file)}
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    for sha256 in in_shards:
+        (folder / PENDING / f"{sha256}.safetensors").unlink(missing_ok=True)
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new store, compare those of an old one."""
+    path = folder / SETTINGS
+    if not path.exists():
+        if _files_of(folder):
+            raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
+        _write_json(path, settings)
+        return
+    try:
+        stored = read_json(path)
+    except ValueError as error:
+        raise CommandError(f"{error}; choose another --out") from error
+    wanted = json.loads(json.dumps(settings))
+    differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+    if differing:
+        changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
+        raise CommandError(f"{folder} was made with other settings: {changes}; choose another --out")

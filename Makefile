@@ -44,7 +44,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[clients,dev,export]'
+	$(PIP) -e '.[accelerate,bench,clients,dev,export]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

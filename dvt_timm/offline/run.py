@@ -17,7 +17,7 @@ from ..files import CommandError, sha256_of
 from ..images import ImageError, check_aspect, printable, read_image
 from .fit import ImageFitter
 from .solution import Decomposition
-from .store import StoreWriter, done_in, write_index, writing
+from .store import SHARD_BYTES, StoreWriter, done_in, write_index, writing
 
 Finished = Callable[[Path, Any, Decomposition], None]  # image file, what was read from it, its decomposition
 
@@ -64,6 +64,7 @@ def fit_store(
     folder: Path,
     *,
     half: bool = False,
+    shard_bytes: int = SHARD_BYTES,
     team: Team | None = None,
     finished: Finished | None = None,
     skipped: Callable[[str], None] | None = None,
@@ -76,6 +77,7 @@ def fit_store(
         images: files; one of the same content as another is taken once.
         folder: of the store, made if it does not exist.
         half: keep float16 rather than float32.
+        shard_bytes: a shard is closed once it is as large.
         team: the processes that share the work, this one alone by default.
         finished: called after each image.
         skipped: called with the reason, one line, for each image that cannot be processed.
@@ -102,7 +104,7 @@ def fit_store(
         done = done_in(folder)
         team.wait()  # until all have seen the same, before anything is added
         todo = _unique(images, done, skip if team.rank == 0 else lambda *_: None)
-        writer = StoreWriter(folder)
+        writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
             try:

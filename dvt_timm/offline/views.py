@@ -67,14 +67,19 @@ class ViewStream:
                 yield Views(features, self.xy[start:stop].to(self.device))
                 bar.update(stop - start)
 
+    @property
+    def _method(self) -> Image.Resampling:
+        return Image.Resampling[self.preprocessing.interpolation.upper()]
+
     def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
         """View i, normalised."""
+        if i == len(self) - 1:  # the whole image, as it is anywhere else
+            return self.preprocessing.to_tensor(self.image.resize(self.size[::-1], self._method))
         width, height = self.image.size
         left, top, right, bottom = self.windows.boxes[i].tolist()
         x, y = corner
         box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
-        method = Image.Resampling[self.preprocessing.interpolation.upper()]
-        view = canvas.resize(self.size[::-1], method, box=box)
+        view = canvas.resize(self.size[::-1], self._method, box=box)
         if self.windows.flipped[i]:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.preprocessing.to_tensor(view)

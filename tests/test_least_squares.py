@@ -1,0 +1,266 @@
+"""The closed form: planted answers come back, the fast path equals a slow one, and bad input is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, normal_equations, unexplained
+from dvt_timm.offline.coords import PatchGrid, patch_xy
+from dvt_timm.offline.grid_field import Basis, GridField, roughness_gradient
+from dvt_timm.offline.views import sample_windows
+
+GRID = PatchGrid((70, 84), (14, 14), (14, 14))  # 5 x 6 patches
+DIM = 4
+
+
+def places(num_views: int = 30, kind: str = "crops", seed: int = 0) -> Tensor:  # [V, 5, 6, 2]
+    return patch_xy(sample_windows(num_views, kind, seed, GRID.image_size), *GRID.centres())
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(xy: Tensor, noise: float = 0.0) -> tuple[Views, GridField, Tensor]:
+    """Views that are exactly F + G + o, with F on the solver's own nodes."""
+    field = GridField(random(11, 13, DIM))
+    artifact = random(5, 6, DIM, seed=1)
+    artifact -= artifact.mean(dim=(0, 1))
+    offset = random(len(xy), 1, 1, DIM, seed=2)
+    offset[-1] = 0
+    features = field(xy) + artifact + offset
+    return Views(features + noise * random(*features.shape, seed=3), xy), field, artifact
+
+
+def batches(views: Views, size: int) -> Iterator[Views]:
+    for start in range(0, len(views), size):
+        yield Views(views.features[start : start + size], views.xy[start : start + size])
+
+
+def by_lstsq(views: Views, nodes: tuple[int, int], smoothness: float) -> tuple[Tensor, Tensor]:
+    """F at the whole image's patches and G, from the written-out problem."""
+    V, h, w, C = views.features.shape
+    P, K = h * w, nodes[0] * nodes[1]
+    basis = Basis.at(views.xy.reshape(-1, 2), nodes, torch.float64)
+    field = torch.zeros(V * P, K, dtype=torch.float64).scatter_add_(1, basis.index, basis.weight)
+    patch = torch.eye(P, dtype=torch.float64).repeat(V, 1)
+    view = torch.eye(V, dtype=torch.float64).repeat_interleave(P, dim=0)[:, :-1]  # the last one's constant is 0
+    node = torch.arange(K).reshape(nodes)
+    pairs = [(node[:, :-1], node[:, 1:]), (node[:-1], node[1:])]
+    first, second = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
+    rough = smoothness**0.5 * (torch.eye(K, dtype=torch.float64)[first] - torch.eye(K, dtype=torch.float64)[second])
+    gauge = torch.cat([torch.zeros(1, K), torch.ones(1, P), torch.zeros(1, V - 1)], dim=1).double()  # mean of G is 0
+    data = torch.cat([field, patch, view], dim=1)
+    rough = torch.cat([rough, torch.zeros(len(rough), P + V - 1, dtype=torch.float64)], dim=1)
+    sides = torch.cat([views.features.reshape(-1, C), torch.zeros(len(rough) + 1, C, dtype=torch.float64)])
+    solution = torch.linalg.lstsq(torch.cat([data, rough, gauge]), sides, driver="gelsd").solution
+    return (field[-P:] @ solution[:K]).reshape(h, w, C), solution[K : K + P].reshape(h, w, C)
+
+
+def test_planted_answer_is_recovered() -> None:
+    xy = places()
+    views, field, artifact = planted(xy)
+    solution = LeastSquaresSolver(smoothness=1e-9).fit(views)
+    torch.testing.assert_close(solution.semantics, field(xy[-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(solution.artifact, artifact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(solution.raw, views.features[-1])
+    assert solution.residual.abs().max() < 1e-5
+    assert solution.stats["unexplained"] < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["crops", "jitter"])
+@pytest.mark.parametrize("smoothness", [0.01, 1.0])
+def test_equals_the_written_out_problem(kind: str, smoothness: float) -> None:
+    views, _, _ = planted(places(12, kind), noise=0.5)
+    solution = LeastSquaresSolver(smoothness=smoothness).fit(views)
+    semantics, artifact = by_lstsq(views, (11, 13), smoothness)
+    torch.testing.assert_close(solution.semantics, semantics, atol=1e-7, rtol=0)
+    torch.testing.assert_close(solution.artifact, artifact, atol=1e-7, rtol=0)
+    parts = solution.semantics + solution.artifact + solution.residual
+    torch.testing.assert_close(parts, solution.raw)
+
+
+def test_unexplained_is_what_the_fit_leaves_of_its_own_views() -> None:
+    views, _, _ = planted(places(12), noise=0.5)
+    solution = LeastSquaresSolver(smoothness=0.1).fit(views)
+    error = views.features - solution.semantics_at(views.xy) - solution.artifact
+    error -= error.mean(dim=(1, 2), keepdim=True)
+    table = views.features.flatten(1, 2)
+    centred = table - table.mean(dim=0) - table.mean(dim=1, keepdim=True) + table.mean(dim=(0, 1))
+    share = error.square().sum() / centred.square().sum()
+    assert solution.stats["unexplained"] == pytest.approx(share.item(), rel=1e-6)
+    sums = unexplained(solution, views).sum(dim=(0, 1))
+    assert sums[0].item() == pytest.approx(error.square().sum().item())
+
+
+def test_conjugate_gradients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, _, _ = planted(places(12), noise=0.5)
+    direct = LeastSquaresSolver().fit(views)
+    monkeypatch.setattr(normal_equations, "DENSE_NODES", 0)
+    monkeypatch.setattr(normal_equations, "TOLERANCE", 1e-10)
+    monkeypatch.setattr(normal_equations, "CHUNK", 3)  # channels, fewer than there are
+    iterated = LeastSquaresSolver().fit(views)
+    torch.testing.assert_close(iterated.semantics, direct.semantics, atol=1e-7, rtol=0)
+    torch.testing.assert_close(iterated.artifact, direct.artifact, atol=1e-7, rtol=0)
+    monkeypatch.setattr(normal_equations, "MAX_ITERATIONS", 3)
+    with pytest.raises(RuntimeError, match=r"did not converge in 3 iterations; pass a larger smoothness"):
+        LeastSquaresSolver().fit(views)
+
+
+def test_the_matrix_is_that_of_the_two_way_layout() -> None:
+    xy = places(7).flatten(1, 2)
+    V, P = xy.shape[:2]
+    layout = normal_equations.Layout(xy, (6, 5))
+    design = torch.zeros(V * P, 30, dtype=torch.float64)
+    design.scatter_add_(1, layout.basis.index, layout.basis.weight)
+    centre_v = torch.eye(V, dtype=torch.float64) - 1 / V
+    centre_p = torch.eye(P, dtype=torch.float64) - 1 / P
+    expected = design.T @ torch.kron(centre_v, centre_p) @ design
+    torch.testing.assert_close(normal_equations.data_matrix(layout), expected, atol=1e-10, rtol=0)
+
+
+def test_scatter_is_the_transpose_of_read_and_roughness_the_gradient() -> None:
+    basis = Basis.at(places(3).reshape(-1, 2), (6, 5), torch.float64)
+    field, values = random(30, 2), random(len(basis.index), 2, seed=1)
+    torch.testing.assert_close((basis.read(field) * values).sum(), (field * basis.scatter(values)).sum())
+    grid = random(6, 5, 2).requires_grad_()
+    energy = (grid.diff(dim=0).square().sum() + grid.diff(dim=1).square().sum()) / 2
+    torch.testing.assert_close(roughness_gradient(grid.detach()), torch.autograd.grad(energy, grid)[0])
+
+
+def test_batches_and_float32_change_nothing_that_matters() -> None:
+    views, _, _ = planted(places(40), noise=0.3)
+    views = Views(views.features + torch.tensor([0.0, 10, -100, 1000]), views.xy)  # far from 0, as real channels
+    exact = LeastSquaresSolver().fit(views)
+    for size in (1, 8, 41):
+        solution = LeastSquaresSolver().fit(batches(Views(views.features.float(), views.xy), size))
+        assert solution.semantics.dtype == torch.float32
+        torch.testing.assert_close(solution.semantics.double(), exact.semantics, atol=1e-3, rtol=1e-6)
+        torch.testing.assert_close(solution.artifact.double(), exact.artifact, atol=1e-3, rtol=0)
+    half = LeastSquaresSolver().fit(Views(planted(places(40))[0].features.half(), views.xy))
+    assert half.semantics.dtype == torch.float32
+
+
+def test_prepared_once_for_many_images() -> None:
+    xy = places(12)
+    solver = LeastSquaresSolver(smoothness=0.1)
+    prepared = solver.prepare(xy)
+    for seed in (5, 6):
+        views = Views(random(*xy.shape[:3], DIM, seed=seed), xy)
+        once, again = solver.fit(views), prepared.fit(batches(views, 5))
+        torch.testing.assert_close(again.semantics, once.semantics)
+        torch.testing.assert_close(again.artifact, once.artifact)
+    with pytest.raises(ValueError, match=r"these 13 views do not lie where the prepared 13 do"):
+        prepared.fit(Views(random(*xy.shape[:3], DIM), places(12, seed=1)))
+    with pytest.raises(ValueError, match=r"these 5 views do not lie where the prepared 13 do"):
+        prepared.fit(Views(views.features[:5], xy[:5]))
+
+
+def test_the_gauge_is_the_whole_images_level() -> None:
+    """Constants of the other views shift nothing; a constant of the whole image belongs to F, not to G."""
+    views, _, _ = planted(places(12), noise=0.3)
+    base = LeastSquaresSolver().fit(views)
+    shifted = views.features.clone()
+    shifted[3] += 7
+    other = LeastSquaresSolver().fit(Views(shifted, views.xy))
+    torch.testing.assert_close(other.semantics, base.semantics)
+    shifted = views.features.clone()
+    shifted[-1] += 7
+    last = LeastSquaresSolver().fit(Views(shifted, views.xy))
+    torch.testing.assert_close(last.semantics, base.semantics + 7)
+    torch.testing.assert_close(last.artifact, base.artifact)
+    assert base.artifact.mean(dim=(0, 1)).abs().max() < 1e-12
+
+
+def test_auto_chooses_by_held_out_views() -> None:
+    smooth = GridField(random(3, 3, DIM))
+    xy = places(40)
+    noisy = Views(smooth(xy) + 0.5 * random(*xy.shape[:3], DIM, seed=4), xy)
+    chosen = LeastSquaresSolver(smoothness="auto").fit(batches(noisy, 7))
+    assert chosen.stats["smoothness"] >= 1
+    assert chosen.stats["num_views"] == 41
+    sharp, _, _ = planted(xy)
+    assert LeastSquaresSolver(smoothness="auto").fit(sharp).stats["smoothness"] <= 0.01
+    fixed = LeastSquaresSolver(smoothness=chosen.stats["smoothness"]).fit(noisy)
+    torch.testing.assert_close(fixed.semantics, chosen.semantics)
+
+
+def test_places_that_no_view_covers_are_filled_smoothly() -> None:
+    xy = places(12) * torch.tensor([0.5, 1.0])  # nothing lies on the right half
+    views, _, _ = planted(xy)
+    solution = LeastSquaresSolver().fit(views)
+    right = solution.semantics_at(torch.tensor([[1.0, 0.5], [0.9, 0.5]]))
+    assert right.isfinite().all()
+    torch.testing.assert_close(right[0], right[1], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(bad: float) -> None:
+    views, _, _ = planted(places(12))
+    views.features[5, 2, 3, 1] = bad
+    with pytest.raises(ValueError, match=r"views \[5\] hold NaN or Inf; compute them in float32"):
+        LeastSquaresSolver().fit(batches(views, 4))
+
+
+def test_too_few_views_are_refused() -> None:
+    views, _, _ = planted(places(12))
+    with pytest.raises(ValueError, match=r"needs at least 2, got 1"):
+        LeastSquaresSolver().fit(Views(views.features[:1], views.xy[:1]))
+    same = views.xy[:1].expand(13, -1, -1, -1)
+    with pytest.raises(ValueError, match=r"all 13 views lie at the same place"):
+        LeastSquaresSolver().fit(Views(views.features, same))
+    with pytest.raises(ValueError, match="no views given"):
+        LeastSquaresSolver().fit(iter([]))
+    with pytest.raises(ValueError, match=r"needs at least 7, got 6"):
+        LeastSquaresSolver(smoothness="auto").fit(Views(views.features[:6], views.xy[:6]))
+
+
+def test_views_of_other_grids_are_refused() -> None:
+    views, _, _ = planted(places(12))
+    other = Views(views.features[:2, :4], views.xy[:2, :4])
+    with pytest.raises(ValueError, match=r"must share one grid \[h, w, C\], got \[5, 6, 4\] and \[4, 6, 4\]"):
+        LeastSquaresSolver().fit([views, other])
+
+
+def test_views_check_their_shapes_and_places() -> None:
+    views, _, _ = planted(places(2))
+    with pytest.raises(ValueError, match=r"features \[V, h, w, C\] and xy \[V, h, w, 2\], got"):
+        Views(views.features, views.xy[:1])
+    with pytest.raises(ValueError, match=r"got \[5, 6, 4\]"):
+        Views(views.features[0], views.xy)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.08 .. 1.92; reflect"):
+        Views(views.features, views.xy + 1)
+    with pytest.raises(ValueError, match="must lie in"):
+        Views(views.features, views.xy * float("nan"))
+    with pytest.raises(ValueError, match="empty"):
+        Views(views.features[:0], views.xy[:0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smoothness": 0}, "smoothness must be a positive number or 'auto', got 0"),
+        ({"smoothness": float("nan")}, "smoothness must be"),
+        ({"smoothness": "best"}, "smoothness must be"),
+        ({"density": 0.1}, r"density must be 0.5..16 nodes per patch, got 0.1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LeastSquaresSolver(**options)
+
+
+def test_auto_cannot_be_prepared() -> None:
+    with pytest.raises(ValueError, match=r'needs features: fit one image, then prepare with its stats\["smoothness"\]'):
+        LeastSquaresSolver(smoothness="auto").prepare(places(3))
+
+
+def test_a_decomposition_is_small_to_print() -> None:
+    views, _, _ = planted(places(12))
+    solution = LeastSquaresSolver().fit(views)
+    assert isinstance(solution, Decomposition)
+    assert "stats" not in repr(solution)

@@ -22,7 +22,7 @@ SMALL = {"num_levels": 4, "base_resolution": 4, "max_resolution": 16, "dim": 2, 
 
 
 def smooth_views(num_views: int = 30, dim: int = 32) -> tuple[Views, Tensor, Tensor]:
-    """Views of mixed sines over the image plus an artifact; the sines at the whole image's patches, and the artifact."""
+    """Views of mixed sines over the image plus an artifact; the sines at its patches, and the artifact."""
     xy = patch_xy(sample_windows(num_views, "crops", 0, GRID.image_size), *GRID.centres())
     generator = torch.Generator().manual_seed(0)
     waves, mix = 6 * torch.randn(2, 6, generator=generator), torch.randn(6, dim, generator=generator)
@@ -163,7 +163,7 @@ def test_bad_input_is_refused(small_table: None) -> None:
     solver = NeuralFieldSolver(num_steps=10, batch_size=8)
     with pytest.raises(ValueError, match="needs at least 2, got 1"):
         solver.fit(Views(views.features[:1], views.xy[:1]))
-    with pytest.raises(ValueError, match="the loss became (nan|inf) at step"):
+    with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step"):
         solver.fit(Views(views.features * 1e30, views.xy))
     views.features[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="hold NaN or Inf"):

@@ -14,7 +14,22 @@ from helpers import DEMO, ROOT
 
 PACKAGE = ROOT / "dvt_timm"
 ORDER = [  # a module imports from those further right only
+    "__main__",
     "cli",
+    "fit_command",
+    "console",
+    "offline",
+    "offline.run",
+    "offline.fit",
+    "offline.store",
+    "offline.neural_field",
+    "offline.hash_grid",
+    "offline.least_squares",
+    "offline.normal_equations",
+    "offline.grid_field",
+    "offline.views",
+    "offline.solution",
+    "offline.coords",
     "pins",
     "listing",
     "push",
@@ -41,25 +56,34 @@ ORDER = [  # a module imports from those further right only
 DATA = {"manifest.json", "card.md", "demo/backbone.safetensors", "demo/head.safetensors", "demo/README.md"}
 
 
+def file_of(module: str) -> Path:
+    path = PACKAGE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def imports(module: str) -> set[str]:
     """The modules of this package that one imports, anywhere in its code."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse(file_of(module).read_text())
+    inside = module.split(".") if file_of(module).name == "__init__.py" else module.split(".")[:-1]
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*inside[: len(inside) - node.level + 1], *(node.module or "").split(".")]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {".".join([*base[:-1], name.rsplit(".")[-1]] if node.module is None else base) for name in names}
     return found
 
 
 def test_imports_point_down() -> None:
-    assert set(ORDER) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    assert set(ORDER) == {module.removesuffix(".__init__") for module in modules} - {"__init__"}
     for i, module in enumerate(ORDER):
         assert imports(module) <= set(ORDER[i + 1 :]), module
 
 
 def test_only_one_module_touches_the_registry_and_one_opens_pickles() -> None:
     for module in ORDER:
-        text = (PACKAGE / f"{module}.py").read_text()
+        text = file_of(module).read_text()
         assert ("register_model" in text) == (module == "registry")
         assert ("safe_globals" in text) == (module == "convert")
         assert "weights_only=False" not in text

@@ -1,4 +1,4 @@
-"""Views of an image: what they show lies where they say, for every kind of model; and stage 1 on a real, planted ViT."""
+"""Views of an image: what they show lies where they say, for every kind of model; and stage 1 on a planted ViT."""
 
 from __future__ import annotations
 

@@ -225,3 +225,18 @@ def test_every_function_refuses_bad_maps() -> None:
         viz.kmeans_labels([noise(4, 6, 8)], num_clusters=25)
     with pytest.raises(ValueError, match="outside"):
         viz.similarity(noise(4, 6, 8), (1, 6))
+
+
+def test_a_decomposition_panel_shows_four_maps_in_one_projection() -> None:
+    semantics, artifact = noise(6, 9, 16), noise(6, 9, 16, seed=1)
+    residual = 0.1 * noise(6, 9, 16, seed=2)
+    raw = semantics + artifact + residual
+    panel = viz.decomposition_panel(IMAGE, raw, semantics, artifact, residual)
+    assert panel.dtype == np.uint8
+    again = viz.decomposition_panel(IMAGE, raw + 5, semantics + 5, artifact, residual)  # a constant has no colour
+    pca = slice(0, panel.shape[1] * 2 // 3)
+    np.testing.assert_allclose(panel[:, pca].astype(int), again[:, pca].astype(int), atol=1)
+    with pytest.raises(ValueError, match="must share one grid"):
+        viz.decomposition_panel(IMAGE, raw[:3], semantics, artifact, residual)
+    with pytest.raises(ValueError, match="uint8"):
+        viz.decomposition_panel(IMAGE.astype(float), raw, semantics, artifact, residual)

@@ -1,0 +1,137 @@
+"""`dvt-timm fit`: from image files, folders and lists to a store and pictures, with exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import DEMO
+from PIL import Image
+from test_store import photos
+
+from dvt_timm import cli
+from dvt_timm.offline import open_store
+
+FAST = ["--size", "56", "--views", "3"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: cli.main(["fit", *FAST, *map(str, arguments)])
+
+
+def images_of(folder: Path) -> list[str]:
+    return [Path(entry.image).name for entry in open_store(folder).entries]
+
+
+def test_files_folders_and_lists(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = photos(tmp_path / "photos", 4)
+    (tmp_path / "photos/list.txt").write_text("2.png\n\n3.png\n")
+    (tmp_path / "one").mkdir()
+    paths[1].rename(tmp_path / "one/1.png")
+    assert run("photos/0.png", "one", "photos/list.txt") == 0
+    assert capsys.readouterr().out == "dvt-store: 4 images\n"
+    assert sorted(images_of(tmp_path / "dvt-store")) == ["0.png", "1.png", "2.png", "3.png"]
+    settings = open_store(tmp_path / "dvt-store").settings
+    assert settings["model"] == DEMO
+    assert settings["views"]["size"] == 56
+    assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 4, 384)
+
+
+def test_panels(run: Callable[..., int], tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 2)
+    assert run("photos", "--panel", "--out", "photos/store") == 0
+    assert sorted(path.name for path in (tmp_path / "photos/store/panels").iterdir()) == ["0.png", "1.png"]
+    picture = np.asarray(Image.open(tmp_path / "photos/store/panels/0.png"))
+    assert picture.shape[0] > 1000  # four rows
+    assert run("photos", "--panel", "--out", "photos/store") == 0
+    assert len(open_store(tmp_path / "photos/store")) == 2  # panels are no images
+
+
+def test_broken_and_missing_images_are_counted(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "photos/bad.jpg").write_text("no image")
+    assert run("photos", "gone.jpg", "--half") == 1
+    captured = capsys.readouterr()
+    assert captured.out == "dvt-store: 2 images\n"
+    assert "skipped gone.jpg: not found" in captured.err
+    assert "skipped photos/bad.jpg: not a JPEG, PNG or WebP image" in captured.err
+    assert "2 of 4 inputs skipped" in captured.err
+
+
+def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 1)
+    options = ["--kind", "crops", "--seed", "3", "--layer", "-2", "--keep-aspect", "--edge-to-edge"]
+    assert run("photos", *options, "--smoothness", "1.5", "--density", "1") == 0
+    settings = open_store(tmp_path / "dvt-store").settings
+    assert settings["views"] == {
+        "kind": "crops",
+        "seed": 3,
+        "layer": -2,
+        "size": 56,
+        "keep_aspect": True,
+        "edge_to_edge": True,
+        "num_views": 3,
+    }
+    assert settings["solver"] == {"name": "LeastSquaresSolver", "density": 1.0, "smoothness": 1.5}
+    assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
+    assert run("photos", "--solver", "neural-field", "--steps", "10", "--out", "neural") == 0
+    assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9
+    assert run("photos", "--smoothness", "auto", "--views", "8", "--out", "auto") == 0
+    assert open_store(tmp_path / "auto").entries[0].stats["num_views"] == 9
+
+
+def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "photos", 1)
+    for arguments, message in (
+        (["nothing"], "no image in nothing; give JPEG, PNG or WebP files"),
+        (["photos", "--layer", "12"], "layer must be -12..11 (the model has 12 blocks), got 12"),
+        (["photos", "--density", "99"], "density must be 0.5..16 nodes per patch, got 99.0"),
+        (["photos", "--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
+    ):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("dvt-timm: error: ")
+        assert message in error
+    assert run("photos") == 0
+    assert run("photos", "--half") == 2
+    assert "other settings: dtype is 'float32', not 'float16'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("photos", "--smoothness", "much")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", 9)
+    (tmp_path / "photos/bad.jpg").write_text("no image")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        "1",
+    ]
+    command = [*launch, "-m", "dvt_timm", "fit", "photos", "--out", "store", *FAST]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert "1 of 10 inputs skipped" in done.stderr, done.stderr
+    assert "store: 9 images" in done.stdout
+    assert done.returncode != 0
+    assert len(open_store(tmp_path / "store")) == 9
+    assert not list((tmp_path / "store/pending").iterdir())
+    alone = [sys.executable, "-m", "dvt_timm", "fit", "photos", "--out", "store", *FAST]
+    again = subprocess.run(alone, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 1
+    assert len(open_store(tmp_path / "store")) == 9

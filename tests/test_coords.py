@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dvt_timm.offline import image_grid
 from dvt_timm.offline.coords import PatchGrid, Windows, bilinear, patch_xy, reflect
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -70,3 +71,7 @@ def test_bilinear_weights_reproduce_linear_functions(nodes: tuple[int, int]) -> 
     rows, columns = index // nodes[1], index % nodes[1]
     node = torch.stack([columns / (nodes[1] - 1), rows / (nodes[0] - 1)], dim=-1)
     torch.testing.assert_close((weight[..., None] * node).sum(dim=1), xy)
+
+
+def test_image_grid_of_the_patches_is_the_whole_images() -> None:
+    torch.testing.assert_close(image_grid(4, 5), places(PatchGrid((56, 70), (14, 14), (14, 14)), WHOLE)[0])

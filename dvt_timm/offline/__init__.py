@@ -8,6 +8,7 @@
 it wrote.
 """
 
+from .coords import image_grid
 from .fit import ImageFitter, Solver, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .neural_field import NeuralFieldSolver
@@ -28,6 +29,7 @@ __all__ = [
     "Views",
     "fit_image",
     "fit_store",
+    "image_grid",
     "open_store",
     "sample_views",
     "unexplained",

@@ -81,6 +81,12 @@ def patch_xy(windows: Windows, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1).float()
 
 
+def image_grid(rows: int, columns: int) -> Tensor:
+    """The centres of rows x columns equal cells of the image: [rows, columns, 2] (x, y), for `semantics_at`."""
+    whole = Windows(torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64), torch.tensor([False]))
+    return patch_xy(whole, *PatchGrid((rows, columns), (1, 1), (1, 1)).centres())[0]
+
+
 def reflect(position: Tensor) -> Tensor:
     """Mirror positions on a line at 0 and at 1 until they lie in [0, 1]."""
     return 1 - (1 - position.remainder(2)).abs()

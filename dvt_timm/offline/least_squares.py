@@ -146,7 +146,7 @@ class LeastSquaresSolver:
     """
 
     density: float = 2.0  # nodes of F per patch, in each direction
-    smoothness: float | Literal["auto"] = 0.3  # lambda; "auto": the one that predicts held-out views best
+    smoothness: float | Literal["auto"] = 1.0  # lambda; "auto": the one that predicts held-out views best
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.density <= 16:

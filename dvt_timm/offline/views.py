@@ -156,7 +156,14 @@ def sample_views(
     )
 
 
-def sample_windows(num_views: int, kind: Kind, seed: int, size: tuple[int, int]) -> Windows:
+def sample_windows(
+    num_views: int,
+    kind: Kind,
+    seed: int,
+    size: tuple[int, int],
+    zoom: tuple[float, float] = ZOOM,
+    shift: float = SHIFT,
+) -> Windows:
     """Random windows and, last, the whole image.
 
     Args:
@@ -164,21 +171,22 @@ def sample_windows(num_views: int, kind: Kind, seed: int, size: tuple[int, int])
         kind: as in `sample_views`.
         seed: of the draw.
         size: (H, W) of the views, whose aspect ratio is the image's.
+        zoom, shift: of jitter.
 
     Returns:
         V windows.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(num_views, 5, generator=generator, dtype=torch.float64)
-    centre, half = (_jitter if kind == "jitter" else _crops)(draws[:, :4], size)  # [V - 1, 2] each, (x, y)
+    centre, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
     boxes = torch.cat([torch.cat([centre - half, centre + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
     return Windows(boxes, torch.cat([draws[:, 4] < 0.5, torch.tensor([False])]))
 
 
-def _jitter(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    zoom = ZOOM[0] * (ZOOM[1] / ZOOM[0]) ** draws[:, :1]
-    centre = 0.5 + SHIFT * (2 * draws[:, 1:3] - 1)
-    return centre, (zoom / 2).expand(-1, 2)
+def _jitter(draws: Tensor, zoom: tuple[float, float], shift: float) -> tuple[Tensor, Tensor]:
+    side = zoom[0] * (zoom[1] / zoom[0]) ** draws[:, :1]
+    centre = 0.5 + shift * (2 * draws[:, 1:3] - 1)
+    return centre, (side / 2).expand(-1, 2)
 
 
 def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

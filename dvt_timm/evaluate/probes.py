@@ -1,0 +1,67 @@
+"""Training-free and linear probes on patch features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+CHUNK = 2048  # patches at a time
+NEIGHBOURS = 10
+EPOCHS, BATCH, RATE, DECAY = 10, 1024, 1e-2, 1e-4  # of the linear probe
+
+
+def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """The label that the nearest training patches, by cosine, vote for; their cosines are their weights.
+
+    Args:
+        train: [N, C]; labels: [N] from 0 on; test: [M, C].
+
+    Returns:
+        [M] labels.
+    """
+    keys = normalize(train.float(), dim=1)
+    votes = []
+    for queries in normalize(test.float(), dim=1).split(CHUNK):
+        cosine, index = (queries @ keys.T).topk(min(neighbours, len(keys)), dim=1)
+        tally = cosine.new_zeros(len(queries), int(labels.max()) + 1)
+        votes.append(tally.scatter_add_(1, labels[index], cosine).argmax(dim=1))
+    return torch.cat(votes)
+
+
+def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> Tensor:
+    """The label by a linear classifier on standardised features: AdamW, ten epochs, cosine schedule.
+
+    Args:
+        train: [N, C]; labels: [N] from 0 on; test: [M, C].
+        seed: of the initial weights and the order of the patches.
+
+    Returns:
+        [M] labels.
+    """
+    mean, scale = train.float().mean(dim=0), train.float().std(dim=0).clamp(min=1e-12)
+    features = (train.float() - mean) / scale
+    generator = torch.Generator().manual_seed(seed)
+    probe = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    nn.init.zeros_(probe.bias)
+    nn.init.normal_(probe.weight, std=0.01, generator=generator)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
+    steps = EPOCHS * -(-len(features) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(len(features), generator=generator).split(BATCH):
+            optimizer.zero_grad()
+            cross_entropy(probe(features[batch]), labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return torch.cat([probe((part.float() - mean) / scale).argmax(dim=1) for part in test.split(CHUNK)])
+
+
+def mean_iou(predicted: Tensor, labels: Tensor) -> float:
+    """Intersection over union, averaged over the classes that occur in the labels [M]; 0..1."""
+    scores = []
+    for label in labels.unique():
+        both, either = (predicted == label) & (labels == label), (predicted == label) | (labels == label)
+        scores.append((both.sum() / either.sum()).item())
+    return sum(scores) / len(scores)

@@ -1,0 +1,108 @@
+"""What `stage1.py` measures of clean maps: position that is left in them, and probes on CamVid."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from photos import cached_maps, embedded_model, spread
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
+
+SEEDS = (0, 1, 2)
+VOID = 11  # of CamVid's labels
+TRAIN_FRAMES, TEST_FRAMES = 60, 40
+WINDOW = (0.5, 0.9)  # sides of a random window, relative to the frame
+
+
+def kinds_of(arguments: argparse.Namespace) -> dict[str, int]:
+    return {kind: int(count) for kind, _, count in (item.partition("=") for item in arguments.kinds)}
+
+
+def leakage(arguments: argparse.Namespace) -> None:
+    """R2 of a linear probe of position: fitted on some photos, tested on others."""
+    photos = spread(arguments.photos, arguments.fit + arguments.test)
+    names: dict[str, Image.Image | Path] = {path.name: path for path in photos}
+    maps = list(cached_maps(embedded_model(), names, arguments.cache, kinds_of(arguments)))
+    print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}\n")
+    print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
+    for part in maps[0]:
+        if not part.startswith("G "):
+            features = [of_photo[part] for of_photo in maps]
+            scores = position_leakage(features[: arguments.fit], features[arguments.fit :])
+            print(f"| {part} | " + " | ".join(f"{score:.2f}" for score in scores.values()) + " |", flush=True)
+
+
+def information(arguments: argparse.Namespace) -> None:
+    """The paper's measure: the largest coefficient of a channel, averaged over x and y and over photos."""
+    photos = spread(arguments.photos, arguments.count or 100)
+    names: dict[str, Image.Image | Path] = {path.name: path for path in photos}
+    scores: dict[str, list[float]] = {}
+    for maps in cached_maps(embedded_model(), names, arguments.cache, kinds_of(arguments)):
+        for part in ("raw", "G jitter", "F jitter"):
+            scores.setdefault(part, []).append(information_coefficients(maps[part]).amax(dim=0).mean().item())
+    print(f"maximal information coefficient with x and y, {len(photos)} photos\n")
+    print("| features | mean | standard error |\n| --- | --- | --- |")
+    for part, values in scores.items():
+        print(f"| {part} | {statistics.mean(values):.3f} | {statistics.stdev(values) / len(values) ** 0.5:.3f} |")
+
+
+def camvid(arguments: argparse.Namespace) -> None:
+    """mIoU of patches of random windows of CamVid frames, by nearest neighbours and by a linear probe."""
+    train = frames(arguments.camvid, "train", arguments.count or TRAIN_FRAMES)
+    test = frames(arguments.camvid, "val", min(arguments.count or TEST_FRAMES, TEST_FRAMES))
+    model = embedded_model()
+    stacks: list[dict[str, Tensor]] = []
+    labels: list[Tensor] = []
+    for part in (train, test):
+        images: dict[str, Image.Image | Path] = {name: image for name, (image, _) in part.items()}
+        maps = list(cached_maps(model, images, arguments.cache, kinds_of(arguments)))
+        grid = maps[0]["raw"].shape[:2]
+        of_patches = torch.stack([patch_labels(mask, grid) for _, mask in part.values()]).flatten()
+        labels.append(of_patches[of_patches != VOID])
+        stacks.append({name: torch.cat([m[name].flatten(0, 1) for m in maps])[of_patches != VOID] for name in maps[0]})
+    print(f"mIoU in percent, {len(train)} and {len(test)} frames\n")
+    print("| features | k-NN | linear, seeds | mean |\n| --- | --- | --- | --- |")
+    for name in stacks[0]:
+        if name.startswith("G "):
+            continue
+        knn = 100 * mean_iou(knn_probe(stacks[0][name], labels[0], stacks[1][name]), labels[1])
+        linear = [
+            100 * mean_iou(linear_probe(stacks[0][name], labels[0], stacks[1][name], seed), labels[1]) for seed in SEEDS
+        ]
+        seeds = " ".join(f"{score:.1f}" for score in linear)
+        print(f"| {name} | {knn:.1f} | {seeds} | {statistics.mean(linear):.1f} |", flush=True)
+
+
+def frames(folder: Path, split: str, count: int) -> dict[str, tuple[Image.Image, Image.Image]]:
+    """Random windows of evenly spread frames, with their label maps."""
+    paths = sorted((folder / split).glob("*.png"))
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    windows = {}
+    for i, path in enumerate(chosen):
+        with Image.open(path) as frame, Image.open(folder / f"{split}annot" / path.name) as mask:
+            box = random_window(frame.size, i)
+            windows[f"{split}/{path.name}"] = (frame.convert("RGB").crop(box), mask.crop(box))
+    return windows
+
+
+def random_window(size: tuple[int, int], seed: int) -> tuple[int, int, int, int]:
+    random = np.random.default_rng(seed)
+    side = random.uniform(*WINDOW)
+    width, height = (round(side * pixels) for pixels in size)
+    left, top = random.integers(size[0] - width + 1), random.integers(size[1] - height + 1)
+    return int(left), int(top), int(left + width), int(top + height)
+
+
+def patch_labels(mask: Image.Image, grid: tuple[int, ...]) -> Tensor:  # [h, w]
+    """The most frequent label in each patch."""
+    side = 8
+    pixels = torch.from_numpy(np.array(mask.resize((grid[1] * side, grid[0] * side), Image.Resampling.NEAREST)))
+    cells = pixels.reshape(grid[0], side, grid[1], side).permute(0, 2, 1, 3).flatten(2).long()
+    return one_hot(cells, VOID + 1).sum(dim=2).argmax(dim=-1)

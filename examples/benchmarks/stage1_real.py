@@ -1,0 +1,158 @@
+"""What `stage1.py` measures by predicting views that took no part in a fit, on photos through the embedded DINOv2."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from functools import partial
+
+import torch
+from photos import HELD_OUT, aligned_mean, embedded_model, held_out, spread, subset, take
+from planted import plant
+from stage1_synthetic import timed
+from torch import Tensor
+from tqdm import tqdm
+
+from dvt_timm.images import read_image
+from dvt_timm.offline import Decomposition, LeastSquaresSolver, NeuralFieldSolver, Views, unexplained
+from dvt_timm.offline.grid_field import GridField
+
+KINDS = ("jitter", "crops")
+PLANTED_COUNTS, REAL_COUNTS = (8, 16, 32, 64, 128, 256, 512, 768), (8, 16, 24, 32, 48, 64)
+NUM_VIEWS = 24
+BORDER = 3  # patches
+SMOOTHNESS, DENSITIES = (0.03, 0.1, 0.3, 1.0, 3.0), (1.0, 1.5, 2.0, 3.0)
+
+
+def shares(solution: Decomposition, views: Views) -> dict[str, float]:
+    """Unexplained share of held-out views: of all patches, those within three of the border, and the others."""
+    sums = unexplained(solution, views)
+    inner = torch.zeros(sums.shape[:2], dtype=torch.bool)
+    inner[BORDER:-BORDER, BORDER:-BORDER] = True
+    parts = {"all": sums.flatten(0, 1), "border": sums[~inner], "inner": sums[inner]}
+    return {name: (part[:, 0].sum() / part[:, 1].sum()).item() for name, part in parts.items()}
+
+
+def as_map(semantics: Tensor) -> Decomposition:
+    """A map [h, w, C] of the whole image as a field without an artifact."""
+    zeros = torch.zeros_like(semantics)
+    h, w, _ = semantics.shape
+    field = GridField(semantics)
+    inside = torch.tensor([w, h])
+
+    def semantics_at(xy: Tensor) -> Tensor:  # patch centres are the nodes; outside the outermost, their value
+        return field(((xy * inside - 0.5) / (inside - 1)).clamp(0, 1))
+
+    return Decomposition(semantics, semantics, zeros, zeros, {}, semantics_at)
+
+
+def averaged(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+def print_rows(header: list[str], rows: dict[str, dict[str, float]]) -> None:
+    print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |", flush=True)
+
+
+def held_out_views(arguments: argparse.Namespace) -> None:
+    """24 views of each kind, solved and averaged, and the raw map, predicting 8 jittered views and 8 crops."""
+    model, rows = embedded_model(), {}
+    photos = spread(arguments.photos, arguments.count or 40)
+    for path in tqdm(photos, unit="photo", disable=None):
+        image = read_image(path)
+        unseen = {kind: held_out(model, image, kind) for kind in KINDS}
+        for kind in KINDS:
+            views = take(model, image, kind, NUM_VIEWS)
+            solutions = {
+                f"F from {NUM_VIEWS} {kind}": LeastSquaresSolver().fit(views),
+                f"mean of {NUM_VIEWS} aligned {kind}": as_map(aligned_mean(views)),
+                "raw": as_map(views.features[-1]),
+            }
+            for name, solution in solutions.items():
+                measured = {f"{part} {k}": v for k in KINDS for part, v in shares(solution, unseen[k]).items()}
+                rows.setdefault(name, {})[path] = measured
+    table = {name: averaged(list(of_photos.values())) for name, of_photos in rows.items()}
+    print(f"unexplained share of held-out views, {len(photos)} photos (jitter: {HELD_OUT})\n")
+    print_rows(["fit", *next(iter(table.values()))], table)
+
+
+def neural(arguments: argparse.Namespace) -> None:
+    """The released method and the closed form on the same 24 jittered views, photo by photo."""
+    model, rows = embedded_model(), {}
+    for path in spread(arguments.photos, arguments.count or 5):
+        image = read_image(path)
+        unseen, views = held_out(model, image, "jitter"), take(model, image, "jitter", NUM_VIEWS)
+        solvers = {"closed": LeastSquaresSolver(), "released": NeuralFieldSolver(num_steps=arguments.steps)}
+        row = {}
+        for name, solver in solvers.items():
+            solution, seconds = timed(partial(solver.fit, views))
+            row |= {name: shares(solution, unseen)["all"], f"{name}, s": seconds}
+        rows[path.stem] = row
+        print(path.stem, row, flush=True)
+    rows["mean"] = averaged(list(rows.values()))
+    print_rows(["photo", *rows["mean"]], rows)
+
+
+def views(arguments: argparse.Namespace) -> None:
+    """Planted error and held-out views explained, against the number of views, crops against jitter."""
+    curves: dict[str, dict[int, float]] = {}
+    for kind in KINDS:
+        for count in PLANTED_COUNTS:
+            truth = plant(count, kind)
+            curves.setdefault(f"planted, {kind}", {})[count] = truth.error(
+                LeastSquaresSolver().fit(truth.views).semantics
+            )
+    model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
+    for path in tqdm(photos, unit="photo", disable=None):
+        image = read_image(path)
+        unseen = {kind: held_out(model, image, kind) for kind in KINDS}
+        for kind in KINDS:
+            taken = take(model, image, kind, max(REAL_COUNTS))
+            for count in REAL_COUNTS:
+                solution = LeastSquaresSolver().fit(subset(taken, count))
+                for k in KINDS:
+                    curve = curves.setdefault(f"real, {kind} predicting {k}", {})
+                    curve[count] = curve.get(count, 0) + shares(solution, unseen[k])["all"] / len(photos)
+    for counts, prefix in ((PLANTED_COUNTS, "planted"), (REAL_COUNTS, "real")):
+        rows = {name: {str(n): curve[n] for n in counts} for name, curve in curves.items() if name.startswith(prefix)}
+        print_rows(["views", *map(str, counts)], rows)
+        print()
+    if arguments.plot:
+        plot(curves, arguments)
+
+
+def plot(curves: dict[str, dict[int, float]], arguments: argparse.Namespace) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6))
+    for axis, prefix, label in zip(
+        axes, ("planted", "real"), ("error of F", "unexplained, held-out views"), strict=True
+    ):
+        for name, curve in curves.items():
+            if name.startswith(prefix):
+                axis.plot(list(curve), list(curve.values()), "o-", label=name.split(", ")[1])
+        axis.set(xscale="log", yscale="log", xlabel="views", ylabel=label, title=prefix)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(arguments.plot, dpi=100)
+
+
+def options(arguments: argparse.Namespace) -> None:
+    """Smoothness, density and the held-out rule: on planted views, and on photos."""
+    truth = plant(256)
+    base = LeastSquaresSolver()
+    solvers = {f"smoothness {value}": dataclasses.replace(base, smoothness=value) for value in (*SMOOTHNESS, "auto")}
+    solvers |= {f"density {value}": dataclasses.replace(base, density=value) for value in DENSITIES}
+    rows = {name: {"planted": truth.error(solver.fit(truth.views).semantics)} for name, solver in solvers.items()}
+    model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
+    for path in tqdm(photos, unit="photo", disable=None):
+        image = read_image(path)
+        unseen, taken = held_out(model, image, "jitter"), take(model, image, "jitter", NUM_VIEWS)
+        for name, solver in solvers.items():
+            share = shares(solver.fit(taken), unseen)["all"]
+            rows[name]["real"] = rows[name].get("real", 0) + share / len(photos)
+    print_rows(["option", "planted error", "real, unexplained"], rows)

@@ -67,7 +67,7 @@ def test_planted_answer_is_recovered() -> None:
     solution = LeastSquaresSolver(smoothness=1e-9).fit(views)
     torch.testing.assert_close(solution.semantics, field(xy[-1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(solution.artifact, artifact, atol=1e-5, rtol=0)
-    torch.testing.assert_close(solution.raw, views.features[-1])
+    torch.testing.assert_close(solution.raw, views.features[-1], atol=0, rtol=0)
     assert solution.residual.abs().max() < 1e-5
     assert solution.stats["unexplained"] < 1e-9
 
@@ -204,6 +204,16 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     views.features[5, 2, 3, 1] = bad
     with pytest.raises(ValueError, match=r"views \[5\] hold NaN or Inf; compute them in float32"):
         LeastSquaresSolver().fit(batches(views, 4))
+    views.features[0] = bad
+    with pytest.raises(ValueError, match=r"views \[0, 5\] hold NaN or Inf"):
+        LeastSquaresSolver().fit(views)
+
+
+def test_gradients_are_not_kept() -> None:
+    views, _, _ = planted(places(5))
+    solution = LeastSquaresSolver().fit(Views(views.features.requires_grad_(), views.xy))
+    assert not solution.semantics.requires_grad
+    assert torch.equal(solution.raw, views.features[-1])
 
 
 def test_too_few_views_are_refused() -> None:

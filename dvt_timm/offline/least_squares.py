@@ -33,7 +33,8 @@ class _Sums:
         self.nodes, self.grid = nodes, first.features.shape[1:]
         self.dtype = torch.promote_types(first.features.dtype, torch.float32)
         h, w, C = self.grid
-        self.reference = first.features[0].to(self.dtype).mean(dim=(0, 1))  # [C], taken off: less cancellation
+        reference = first.features[0].to(self.dtype).mean(dim=(0, 1))
+        self.reference = reference.nan_to_num(0, 0, 0)  # [C], taken off all features: less cancellation
         options: dict[str, Any] = {"dtype": self.dtype, "device": first.features.device}
         self.field = torch.zeros(nodes[0] * nodes[1], C, **options)  # B^T y
         self.patches = torch.zeros(h * w, C, **options)  # added up over views
@@ -63,7 +64,7 @@ class _Sums:
         self.views.append(means)
         self.places.append(places)
         self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
-        self.last = y[-1].clone()
+        self.last = batch.features[-1].to(self.dtype)  # [h, w, C]
 
     def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
         """Less the reference, in memory that the next batch uses again: to get fresh memory takes longer."""
@@ -82,10 +83,10 @@ class PreparedSolver:
     """The factorised system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
 
     layout: Layout
-    grid: tuple[int, int]  # (h, w)
     smoothness: float
     solve: Solve
 
+    @torch.no_grad()
     def fit(self, views: Iterable[Views]) -> Decomposition:
         """Decompose an image.
 
@@ -114,13 +115,11 @@ class PreparedSolver:
         error = power - float((field.double() * sides).sum()) - self.smoothness * self._roughness(field)
 
         artifact = per_patch - over_views @ field / V
+        artifact = (artifact - artifact.mean(dim=0)).reshape(sums.grid)
         constant = per_view[-1] - over_patches[-1] @ field / P
         field = field + sums.reference + constant  # so that the whole image's own is 0
-        artifact = artifact - artifact.mean(dim=0)
         semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
-        shape = (*self.grid, -1)
-        semantics = semantics_at(xy[-1])
-        raw = sums.last + sums.reference
+        semantics = semantics_at(xy[-1]).reshape(sums.grid)
         stats = {
             "solver": "least_squares",
             "num_views": V,
@@ -128,9 +127,7 @@ class PreparedSolver:
             "smoothness": self.smoothness,
             "unexplained": max(error, 0.0) / power if power > 0 else 0.0,
         }
-        residual = raw - semantics - artifact
-        raw, semantics, artifact, residual = (part.reshape(shape) for part in (raw, semantics, artifact, residual))
-        return Decomposition(raw, semantics, artifact, residual, stats, semantics_at)
+        return Decomposition(sums.last, semantics, artifact, sums.last - semantics - artifact, stats, semantics_at)
 
     def _roughness(self, field: Tensor) -> float:
         grid = field.reshape(*self.layout.nodes, -1)
@@ -154,6 +151,7 @@ class LeastSquaresSolver:
         if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
             raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
 
+    @torch.no_grad()
     def fit(self, views: Iterable[Views]) -> Decomposition:
         """Decompose an image.
 
@@ -201,7 +199,7 @@ class LeastSquaresSolver:
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
             solve = conjugate_gradients(layout, value) if matrix is None else factorised(matrix, layout.nodes, value)
-            yield PreparedSolver(layout, (grid[0], grid[1]), value, solve)
+            yield PreparedSolver(layout, value, solve)
 
     def _fit_auto(self, views: Iterable[Views]) -> Decomposition:
         """Fit without the first views, choose the smoothness that predicts them best, fit all."""

@@ -150,7 +150,7 @@ def write_index(folder: Path, skipped: dict[str, str]) -> None:
         CommandError: if it cannot be written.
     """
     entries = open_store(folder).entries
-    images = [{"image": e.image, "sha256": e.sha256, "shard": e.file.name, **e.stats} for e in entries]
+    images = [{"image": entry.image, "sha256": entry.sha256, "shard": entry.file.name} for entry in entries]
     _write_json(folder / INDEX, {"images": images, "skipped": skipped})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
+from dvt_timm.images import images_in
 
 SEEDS = (0, 1, 2)
 VOID = 11  # of CamVid's labels
@@ -82,11 +83,11 @@ def camvid(arguments: argparse.Namespace) -> None:
 
 def frames(folder: Path, split: str, count: int) -> dict[str, tuple[Image.Image, Image.Image]]:
     """Random windows of evenly spread frames, with their label maps."""
-    paths = sorted((folder / split).glob("*.png"))
+    paths = images_in(folder / split)
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     windows = {}
     for i, path in enumerate(chosen):
-        with Image.open(path) as frame, Image.open(folder / f"{split}annot" / path.name) as mask:
+        with Image.open(path) as frame, Image.open(folder / f"{split}annot" / f"{path.stem}.png") as mask:
             box = random_window(frame.size, i)
             windows[f"{split}/{path.name}"] = (frame.convert("RGB").crop(box), mask.crop(box))
     return windows

@@ -48,6 +48,27 @@ def test_swap_backbone() -> None:
 
 
 @pytest.mark.slow
+def test_fit_one_image(tmp_path: Path) -> None:
+    output = run("examples/fit_one_image.py", "examples/data/puppy.jpg", str(tmp_path / "panel.png"))
+    assert "semantics  (37, 37, 384)" in output
+    assert "finer      (74, 74, 384)" in output
+    assert (tmp_path / "panel.png").is_file()
+
+
+@pytest.mark.slow
+def test_stage_1_benchmark(tmp_path: Path) -> None:
+    """On two photos and next to no views: that it runs."""
+    script = ["examples/benchmarks/stage1.py"]
+    photos = ["--photos", "examples/data", "--kinds", "jitter=2", "--cache", str(tmp_path)]
+    for _ in range(2):
+        output = run(*script, "leakage", *photos, "--fit", "1", "--test", "1")
+        assert output.count("| F jitter |") == output.count("| raw |") == output.count("| mean jitter |") == 1
+    output = run(*script, "information", *photos, "--count", "2")
+    assert output.count("| G jitter |") == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
 def test_forward_benchmark() -> None:
     output = run("examples/benchmarks/forward.py", "--quick")
     assert "denoised/minimal" in output

@@ -26,6 +26,8 @@ for twin in (mine, again, merged):
     assert torch.equal(twin.eval().forward_features(image), tokens)
 assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)
 assert commit.oid
+assert clean.shape == (16, 16, 384) and dense.shape == (64, 64, 384)
+torch.testing.assert_close(solution.raw, clean + solution.artifact + solution.residual)
 """
 
 
@@ -33,7 +35,7 @@ def test_code_blocks_run(hub: Hub, tmp_path: Path) -> None:
     """In a process and a folder of their own: they register a name, write files, push to the tests' Hub and pull."""
     serve_base(hub, "vit_small_patch14_dinov2.lvd142m")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1"}
     strict = "import warnings, timm, torch, dvt_timm; warnings.simplefilter('error')"

@@ -32,11 +32,20 @@ class Planted:
         return ((guess - truth).square().sum() / truth.square().sum()).item()
 
 
-def plant(num_views: int, kind: str = "crops", dim: int = 192, side: int = 16, seed: int = 0) -> Planted:
+def plant(
+    num_views: int,
+    kind: str = "crops",
+    dim: int = 192,
+    side: int = 16,
+    seed: int = 0,
+    low_discrepancy: bool | None = None,
+) -> Planted:
     """V = num_views + 1 views of side x side patches: y = F + G + h + outliers + noise, F of variance 1."""
     generator = torch.Generator().manual_seed(seed)
     grid = PatchGrid((14 * side, 14 * side), (14, 14), (14, 14))
-    xy = patch_xy(sample_windows(num_views, kind, seed, grid.image_size), *grid.centres())
+    xy = patch_xy(
+        sample_windows(num_views, kind, seed, grid.image_size, low_discrepancy=low_discrepancy), *grid.centres()
+    )
     field = GridField(semantics(dim, generator))
     content = field(xy)  # [V, h, w, C]
     features = content + artifact(side, dim, generator) + residual(content, generator)

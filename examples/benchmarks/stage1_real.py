@@ -8,6 +8,7 @@ import statistics
 from functools import partial
 
 import torch
+from alternatives import ALTERNATIVES
 from photos import HELD_OUT, aligned_mean, embedded_model, held_out, spread, subset, take
 from planted import plant
 from stage1_synthetic import timed
@@ -21,6 +22,7 @@ from dvt_timm.offline.grid_field import GridField
 KINDS = ("jitter", "crops")
 PLANTED_COUNTS, REAL_COUNTS = (8, 16, 32, 64, 128, 256, 512, 768), (8, 16, 24, 32, 48, 64)
 NUM_VIEWS = 24
+PLANTS = 4
 BORDER = 3  # patches
 SMOOTHNESS, DENSITIES = (0.03, 0.1, 0.3, 1.0, 3.0), (1.0, 1.5, 2.0, 3.0)
 
@@ -98,13 +100,11 @@ def neural(arguments: argparse.Namespace) -> None:
 
 def views(arguments: argparse.Namespace) -> None:
     """Planted error and held-out views explained, against the number of views, crops against jitter."""
-    curves: dict[str, dict[int, float]] = {}
-    for kind in KINDS:
-        for count in PLANTED_COUNTS:
-            truth = plant(count, kind)
-            curves.setdefault(f"planted, {kind}", {})[count] = truth.error(
-                LeastSquaresSolver().fit(truth.views).semantics
-            )
+    curves = {
+        f"planted, {kind} {'evenly spread' if spread_out else 'drawn one by one'}": planted_curve(kind, spread_out)
+        for kind in KINDS
+        for spread_out in (True, False)
+    }
     model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
@@ -122,6 +122,15 @@ def views(arguments: argparse.Namespace) -> None:
         print()
     if arguments.plot:
         plot(curves, arguments)
+
+
+def planted_curve(kind: str, low_discrepancy: bool) -> dict[int, float]:
+    """Number of views -> error of F, the mean over several plants."""
+    curve = {}
+    for count in PLANTED_COUNTS:
+        truths = (plant(count, kind, seed=seed, low_discrepancy=low_discrepancy) for seed in range(PLANTS))
+        curve[count] = statistics.mean(t.error(LeastSquaresSolver().fit(t.views).semantics) for t in truths)
+    return curve
 
 
 def plot(curves: dict[str, dict[int, float]], arguments: argparse.Namespace) -> None:
@@ -142,17 +151,20 @@ def plot(curves: dict[str, dict[int, float]], arguments: argparse.Namespace) -> 
 
 
 def options(arguments: argparse.Namespace) -> None:
-    """Smoothness, density and the held-out rule: on planted views, and on photos."""
-    truth = plant(256)
+    """Smoothness, density, the held-out rule and variations of the problem: on planted views, and on photos."""
+    truth, few = plant(256), plant(NUM_VIEWS, "jitter")
     base = LeastSquaresSolver()
-    solvers = {f"smoothness {value}": dataclasses.replace(base, smoothness=value) for value in (*SMOOTHNESS, "auto")}
+    solvers: dict[str, LeastSquaresSolver] = {"as it is": base}
+    solvers |= {f"smoothness {value}": dataclasses.replace(base, smoothness=value) for value in (*SMOOTHNESS, "auto")}
     solvers |= {f"density {value}": dataclasses.replace(base, density=value) for value in DENSITIES}
-    rows = {name: {"planted": truth.error(solver.fit(truth.views).semantics)} for name, solver in solvers.items()}
+    fits = {name: solver.fit for name, solver in solvers.items()} | ALTERNATIVES
+    rows = {
+        name: {str(len(t.views)): t.error(fit(t.views).semantics) for t in (truth, few)} for name, fit in fits.items()
+    }
     model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
         unseen, taken = held_out(model, image, "jitter"), take(model, image, "jitter", NUM_VIEWS)
-        for name, solver in solvers.items():
-            share = shares(solver.fit(taken), unseen)["all"]
-            rows[name]["real"] = rows[name].get("real", 0) + share / len(photos)
-    print_rows(["option", "planted error", "real, unexplained"], rows)
+        for name, fit in fits.items():
+            rows[name]["real"] = rows[name].get("real", 0) + shares(fit(taken), unseen)["all"] / len(photos)
+    print_rows(["option", "planted, 256 crops", f"planted, {NUM_VIEWS} jitter", "real, unexplained"], rows)

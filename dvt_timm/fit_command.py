@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise no_images(arguments.paths)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device or team.device)
     failures = fit_store(
-        _fitter(model, arguments),
+        _fitter(model, arguments, progress=len(targets) == 1),
         list(targets),
         arguments.out,
         half=arguments.half,
@@ -60,7 +60,7 @@ def _listed(path: Path) -> list[Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def _fitter(model: Any, arguments: argparse.Namespace) -> ImageFitter:
+def _fitter(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageFitter:
     try:
         return ImageFitter(
             model,
@@ -73,6 +73,7 @@ def _fitter(model: Any, arguments: argparse.Namespace) -> ImageFitter:
             keep_aspect=arguments.keep_aspect,
             edge_to_edge=arguments.edge_to_edge,
             batch_size=arguments.batch_size,
+            progress=progress,
         )
     except (TypeError, ValueError) as error:
         raise CommandError(str(error)) from error

@@ -81,7 +81,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
         "edge_to_edge": True,
         "num_views": 3,
     }
-    assert settings["solver"] == {"name": "LeastSquaresSolver", "density": 1.0, "smoothness": 1.5}
+    assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
     assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
     assert run("photos", "--solver", "neural-field", "--steps", "10", "--out", "neural") == 0
     assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9

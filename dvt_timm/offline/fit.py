@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..checkpoints import uncompiled
 from ..images import read_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views
@@ -40,7 +41,7 @@ class ImageFitter:
 
     def __init__(self, model: Any, solver: Solver | None = None, **views: Any) -> None:
         sample_views(model, Image.new("RGB", (1, 1)), **views)  # complains of the arguments before any image is read
-        self.model, self.views = model, views
+        self.model, self.views = uncompiled(model), views
         self.solver: Solver = LeastSquaresSolver() if solver is None else solver
         self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -97,7 +97,7 @@ class NeuralFieldSolver:
     batch_size: int = 2048  # patches per step, drawn with replacement from all views
     seed: int = 0  # of parameters and draws
     backend: Literal["torch", "tinycudann"] = "torch"  # of the hash encoding
-    progress: bool = False  # whether to show a bar on a terminal
+    progress: bool = field(default=False, repr=False)  # whether to show a bar on a terminal
 
     def __post_init__(self) -> None:
         if self.num_steps < 10 or self.batch_size < 1:
@@ -169,8 +169,8 @@ class NeuralFieldSolver:
         @torch.no_grad()
         def semantics_at(xy: Tensor) -> Tensor:
             places = xy.to(constant.device).reshape(-1, 2)
-            field = torch.cat([model.semantics(part) for part in places.split(1 << 16)])
-            return (field + constant).reshape(*xy.shape[:-1], -1)
+            features = torch.cat([model.semantics(part) for part in places.split(1 << 16)])
+            return (features + constant).reshape(*xy.shape[:-1], -1)
 
         stats = {
             "solver": "neural_field",

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..files import CommandError, sha256_of
 from ..images import ImageError, check_aspect, printable, read_image
 from .fit import ImageFitter
 from .solution import Decomposition
-from .store import SHARD_BYTES, StoreWriter, done_in, write_index, writing
+from .store import SHARD_BYTES, StoreWriter, done_in, files_of, write_index, writing
 
 Finished = Callable[[Path, Any, Decomposition], None]  # image file, what was read from it, its decomposition
 
@@ -101,7 +100,7 @@ def fit_store(
         if team.rank == 0:
             stack.enter_context(writing(folder, settings_of(fitter, half)))
         team.wait()
-        done = done_in(folder)
+        done = done_in(files_of(folder))
         team.wait()  # until all have seen the same, before anything is added
         todo = _unique(images, done, skip if team.rank == 0 else lambda *_: None)
         writer = StoreWriter(folder, shard_bytes)
@@ -127,15 +126,13 @@ def fit_store(
 def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     """What two runs into one store must agree on."""
     cfg = fitter.model.pretrained_cfg
-    solver = {"name": type(fitter.solver).__name__, **asdict(fitter.solver)}  # type: ignore[call-overload]
-    solver.pop("progress", None)
     return {
         "format": 1,
         "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
         "weights_sha256": _fingerprint(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),
         "dtype": "float16" if half else "float32",
-        "solver": solver,
+        "solver": repr(fitter.solver),
         "views": fitter.settings,
     }
 

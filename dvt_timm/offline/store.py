@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +90,7 @@ def open_store(folder: str | Path) -> FeatureStore:
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `dvt-timm fit` writes one")
     settings = read_json(folder / SETTINGS)
-    entries = {entry.sha256: entry for file in _files_of(folder) for entry in _entries_of(file)}
+    entries = {entry.sha256: entry for file in files_of(folder) for entry in _entries_of(file)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
 
 
@@ -154,14 +154,25 @@ def write_index(folder: Path, skipped: dict[str, str]) -> None:
     _write_json(folder / INDEX, {"images": images, "skipped": skipped})
 
 
-def done_in(folder: Path) -> set[str]:
-    """The SHA-256 of every image that the store holds."""
-    return {entry.sha256 for file in _files_of(folder) for entry in _entries_of(file)}
+def done_in(files: Iterable[Path]) -> set[str]:
+    """The SHA-256 of every image in files of a store.
+
+    Raises:
+        CommandError: if one of its files is damaged.
+    """
+    try:
+        return {entry.sha256 for file in files for entry in _entries_of(file)}
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """Shards and pending files."""
-    return sorted(folder.glob("shard-*.safetensors")) + sorted((folder / PENDING).glob("*.safetensors"))
+def _shards_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """A store's shards and pending files."""
+    return _shards_of(folder) + sorted((folder / PENDING).glob("*.safetensors"))
 
 
 def _open(file: Path) -> Any:
@@ -217,11 +228,7 @@ def _tidy(folder: Path) -> None:
     """Remove what a killed run left half written, and pending files that a shard holds already."""
     for scratch in [*folder.glob(".????????.*"), *(folder / PENDING).glob(".????????.*")]:
         scratch.unlink()
-    try:
-        in_shards = {e.sha256 for file in folder.glob("shard-*.safetensors") for e in _entries_of(file)}
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    for sha256 in in_shards:
+    for sha256 in done_in(_shards_of(folder)):
         (folder / PENDING / f"{sha256}.safetensors").unlink(missing_ok=True)
 
 
@@ -229,7 +236,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new store, compare those of an old one."""
     path = folder / SETTINGS
     if not path.exists():
-        if _files_of(folder):
+        if files_of(folder):
             raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
         _write_json(path, settings)
         return

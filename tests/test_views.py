@@ -63,7 +63,7 @@ def test_features_lie_where_xy_says(kind: Any, stride: int) -> None:
 
 def test_the_last_view_is_the_whole_image_and_some_are_mirrored() -> None:
     stream = sample_views(seeing(), ramps(), num_views=12)
-    assert len(stream) == 13
+    assert stream.num_views == 13
     assert stream.windows.boxes[-1].tolist() == [0, 0, 1, 1]
     assert not stream.windows.flipped[-1]
     assert 0 < stream.windows.flipped.sum() < 12

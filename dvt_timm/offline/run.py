@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..files import CommandError, sha256_of
@@ -18,7 +19,7 @@ from .fit import ImageFitter
 from .solution import Decomposition
 from .store import SHARD_BYTES, StoreWriter, done_in, files_of, write_index, writing
 
-Finished = Callable[[Path, Any, Decomposition], None]  # image file, what was read from it, its decomposition
+Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
 
 class Team:
@@ -107,10 +108,8 @@ def fit_store(
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
             try:
-                picture = read_image(path)
-                check_aspect(path, picture)
-                decomposition = _fit(fitter, path, picture)
-                raw, clean = (_checked(path, part, half) for part in (decomposition.raw, decomposition.semantics))
+                picture, decomposition = _decompose(fitter, path)
+                raw, clean = (_stored(path, part, half) for part in (decomposition.raw, decomposition.semantics))
             except ImageError as error:
                 skip(path, " ".join(str(error).split()))
                 continue
@@ -161,14 +160,16 @@ def _unique(images: Sequence[Path], done: set[str], skip: Callable[[Path, str], 
     return [(path, sha256) for sha256, path in todo.items()]
 
 
-def _fit(fitter: ImageFitter, path: Path, picture: Any) -> Decomposition:
+def _decompose(fitter: ImageFitter, path: Path) -> tuple[Image.Image, Decomposition]:
+    picture = read_image(path)
+    check_aspect(path, picture)
     try:
-        return fitter(picture)
+        return picture, fitter(picture)
     except (MemoryError, RuntimeError, ValueError) as error:  # the CPU's out-of-memory error is a RuntimeError
         raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
 
 
-def _checked(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
+def _stored(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
     stored = features.half() if half else features.float()
     if not bool(stored.isfinite().all()):
         raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or leave --half" * half))

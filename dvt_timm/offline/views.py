@@ -48,7 +48,9 @@ class ViewStream:
     autocast: torch.dtype
     progress: bool
 
-    def __len__(self) -> int:
+    @property
+    def num_views(self) -> int:
+        """V, the whole image included."""
         return len(self.windows)
 
     @property
@@ -59,9 +61,9 @@ class ViewStream:
 
     def __iter__(self) -> Iterator[Views]:
         canvas, corner = _mirrored(self.image, self.windows)
-        with tqdm(total=len(self), unit="view", leave=False, disable=None if self.progress else True) as bar:
-            for start in range(0, len(self), self.batch_size):
-                stop = min(start + self.batch_size, len(self))
+        with tqdm(total=self.num_views, unit="view", leave=False, disable=None if self.progress else True) as bar:
+            for start in range(0, self.num_views, self.batch_size):
+                stop = min(start + self.batch_size, self.num_views)
                 pixels = torch.cat([self._pixels(canvas, corner, i) for i in range(start, stop)])
                 features = _raw_maps(self.model, pixels, self.layer, self.autocast).to(self.device)
                 yield Views(features, self.xy[start:stop].to(self.device))
@@ -73,7 +75,7 @@ class ViewStream:
 
     def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
         """View i, normalised."""
-        if i == len(self) - 1:  # the whole image, as it is anywhere else
+        if i == self.num_views - 1:  # the whole image, as it is anywhere else
             return self.preprocessing.to_tensor(self.image.resize(self.size[::-1], self._method))
         width, height = self.image.size
         left, top, right, bottom = self.windows.boxes[i].tolist()

@@ -90,7 +90,7 @@ def _add_fit(commands: Any) -> None:
         help="take the features of images apart: clean ones into a store, for training or as they are",
         description="Stage 1 of Denoising Vision Transformers, offline, for every image: raw and clean features into "
         "a store. After an interruption, run the same again. Exit status 1 if an image had to be skipped. On several "
-        "GPUs or processes: accelerate launch -m dvt_timm fit ...",
+        "GPUs: accelerate launch -m dvt_timm fit ...",
     )
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="IMAGE_FOLDER_OR_LIST", help="JPEG, PNG, WebP, folders, or .txt lists"
@@ -99,7 +99,7 @@ def _add_fit(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("dvt-store"), metavar="STORE", help="folder to write to (default: %(default)s)"
     )
-    parser.add_argument("--panel", action="store_true", help="draw each decomposition into STORE/panels")
+    parser.add_argument("--panel", action="store_true", help="draw each new decomposition into STORE/panels")
     parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
     views = parser.add_argument_group("views")
     views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
@@ -118,15 +118,9 @@ def _add_fit(commands: Any) -> None:
     solver.add_argument(
         "--solver", choices=("least-squares", "neural-field"), default="least-squares", help="(default: %(default)s)"
     )
-    solver.add_argument(
-        "--smoothness", type=_smoothness, default=0.3, metavar="X", help="number or auto (default: %(default)s)"
-    )
-    solver.add_argument(
-        "--density", type=float, default=2.0, metavar="X", help="nodes per patch (default: %(default)s)"
-    )
-    solver.add_argument(
-        "--steps", type=positive, default=25_000, metavar="N", help="of the neural field (default: %(default)s)"
-    )
+    solver.add_argument("--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto")
+    solver.add_argument("--density", type=float, metavar="X", help="nodes per patch of the closed form")
+    solver.add_argument("--steps", type=positive, dest="num_steps", metavar="N", help="of the neural field")
     parser.set_defaults(run=_fit, expected=CommandError)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ def report_skipped(reason: object) -> None:
     tqdm.write(f"dvt-timm: skipped {one_line(reason)}", file=sys.stderr)
 
 
-def existing(paths: list[Path]) -> list[Path]:
+def existing(paths: list[Path], report: bool = True) -> list[Path]:
     """The paths that exist; the others are reported."""
-    found = [path for path in paths if path.exists()]
+    found = []
     for path in paths:
-        if path not in found:
+        if os.path.exists(path):  # False, too, where the name is too long for a file
+            found.append(path)
+        elif report:
             report_skipped(f"{path}: not found")
     return found
 

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_hub()
     team = Team()
     given = [image for path in arguments.paths for image in _listed(path)]
-    paths = existing(given)
+    paths = existing(given, report=team.rank == 0)
     targets = dict(extract.find_images(paths, arguments.out / PANELS))
     if not targets:
         raise no_images(arguments.paths)
@@ -39,14 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
         team=team,
         finished=_panel_writer(targets) if arguments.panel else None,
         skipped=report_skipped,
-        progress=len(targets) > 1,
+        progress=len(targets) > 1 and team.rank == 0,
     )
     skipped = len(failures) + len(given) - len(paths)
     if team.rank == 0:
         print(f"{arguments.out}: {len(open_store(arguments.out))} images")
         if skipped:
             print(f"dvt-timm: {skipped} of {len(targets) + len(given) - len(paths)} inputs skipped", file=sys.stderr)
-    return 1 if skipped else 0
+    return 1 if skipped and team.rank == 0 else 0  # another rank's would end the first one before it is done
 
 
 def _listed(path: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def _listed(path: Path) -> list[Path]:
     if path.suffix.lower() != LIST or not path.is_file():
         return [path]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot read the list {path}: {error}") from error
     return [path.parent / line.strip() for line in lines if line.strip()]
@@ -81,8 +81,13 @@ def _fitter(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageF
 
 def _solver(arguments: argparse.Namespace) -> Solver:
     if arguments.solver == "neural-field":
-        return NeuralFieldSolver(num_steps=arguments.steps, seed=arguments.seed, progress=True)
-    return LeastSquaresSolver(density=arguments.density, smoothness=arguments.smoothness)
+        return NeuralFieldSolver(seed=arguments.seed, progress=True, **_given(arguments, "num_steps"))
+    return LeastSquaresSolver(**_given(arguments, "density", "smoothness"))
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that the command line names; the others keep the solver's own defaults."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:
@@ -90,8 +95,13 @@ def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Dec
         parts = (decomposition.raw, decomposition.semantics, decomposition.artifact, decomposition.residual)
         panel = viz.decomposition_panel(np.asarray(picture), *parts)
         target = targets[path].with_name(f"{targets[path].name}.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as scratch:
-            Image.fromarray(panel).save(scratch)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as scratch:
+                Image.fromarray(panel).save(scratch)
+        except OSError as error:
+            raise CommandError(
+                f"cannot write {target}: {error}; finished images are kept, run the same again"
+            ) from error
 
     return write

@@ -63,14 +63,19 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
-            return upright.convert("RGB")
+            return upright_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
     except UNREADABLE as error:
         raise ImageError(f"{path}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, turned as its EXIF orientation says."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+        upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def preprocessing_of(model: Any, size: int | None) -> Preprocessing:

@@ -292,7 +292,7 @@ def test_bad_size(size: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as exit:
         cli.main(["features", "a.png", "--size", size])
     assert exit.value.code == 2
-    assert "positive number of pixels" in capsys.readouterr().err
+    assert "positive whole number" in capsys.readouterr().err
 
 
 def test_similarity_to_a_chosen_patch(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:

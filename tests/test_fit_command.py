@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from helpers import DEMO
 from PIL import Image
 from test_store import photos
 
-from dvt_timm import cli
-from dvt_timm.offline import open_store
+from dvt_timm import cli, fit_command
+from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, open_store
 
 FAST = ["--size", "56", "--views", "3"]
 
@@ -80,6 +81,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
         "keep_aspect": True,
         "edge_to_edge": True,
         "num_views": 3,
+        "autocast": "float32",
     }
     assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
     assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
@@ -87,6 +89,33 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
     assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9
     assert run("photos", "--smoothness", "auto", "--views", "8", "--out", "auto") == 0
     assert open_store(tmp_path / "auto").entries[0].stats["num_views"] == 9
+
+
+def test_defaults_are_the_solvers_own() -> None:
+    for name, solver in (("least-squares", LeastSquaresSolver()), ("neural-field", NeuralFieldSolver())):
+        arguments = cli._parser().parse_args(["fit", "a.jpg", "--solver", name])
+        assert repr(fit_command._solver(arguments)) == repr(solver)
+
+
+def test_lists_with_odd_lines(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "photos", 1)
+    (tmp_path / "list.txt").write_text("\ufeffphotos/0.png\n" + 300 * "x" + ".png\n", encoding="utf-8")
+    assert run("list.txt") == 1
+    assert ".png: not found" in capsys.readouterr().err
+    assert images_of(tmp_path / "dvt-store") == ["0.png"]
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    assert run("list.txt") == 2
+    assert "cannot read the list list.txt" in capsys.readouterr().err
+
+
+def test_a_panel_that_cannot_be_written_is_one_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", 1)
+    (tmp_path / "dvt-store").mkdir()
+    (tmp_path / "dvt-store/panels").write_text("in the way")
+    assert run("photos", "--panel") == 2
+    assert "cannot write dvt-store/panels/0.png" in capsys.readouterr().err
 
 
 def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,28 +139,33 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
 
 @pytest.mark.slow
 def test_two_processes_share_the_images(tmp_path: Path) -> None:
+    """The second one ends early and with a broken image, while the first one still writes shards."""
     photos(tmp_path / "photos", 9)
     (tmp_path / "photos/bad.jpg").write_text("no image")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--num_cpu_threads_per_process",
-        "1",
-    ]
-    command = [*launch, "-m", "dvt_timm", "fit", "photos", "--out", "store", *FAST]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert "1 of 10 inputs skipped" in done.stderr, done.stderr
-    assert "store: 9 images" in done.stdout
+    (tmp_path / "worker.py").write_text(
+        "import sys, time\n"
+        "from accelerate import PartialState\n"
+        "from dvt_timm import cli\n"
+        "from dvt_timm.offline import store\n"
+        "merge = store._merge\n"
+        "store._merge = lambda *arguments: (time.sleep(2), merge(*arguments))\n"
+        "status = cli.main(sys.argv[1:])\n"
+        "print('process', PartialState().process_index, 'of', PartialState().num_processes)\n"
+        "sys.exit(status)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "worker.py"]
+    command = ["fit", "photos", "--out", "store", *FAST]
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*launch, *command], **options)
+    assert "process 0 of 2" in done.stdout, done.stderr
+    assert "process 1 of 2" in done.stdout
+    assert done.stderr.count("1 of 10 inputs skipped") == 1
+    assert done.stdout.count("store: 9 images") == 1
     assert done.returncode != 0
     assert len(open_store(tmp_path / "store")) == 9
     assert not list((tmp_path / "store/pending").iterdir())
-    alone = [sys.executable, "-m", "dvt_timm", "fit", "photos", "--out", "store", *FAST]
-    again = subprocess.run(alone, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert json.loads((tmp_path / "store/index.json").read_text())["skipped"].keys() == {"photos/bad.jpg"}
+    again = subprocess.run([sys.executable, "-m", "dvt_timm", *command], **options)
     assert again.returncode == 1
     assert len(open_store(tmp_path / "store")) == 9

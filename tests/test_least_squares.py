@@ -106,6 +106,10 @@ def test_conjugate_gradients_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     iterated = LeastSquaresSolver().fit(views)
     torch.testing.assert_close(iterated.semantics, direct.semantics, atol=1e-7, rtol=0)
     torch.testing.assert_close(iterated.artifact, direct.artifact, atol=1e-7, rtol=0)
+    monkeypatch.setattr(normal_equations, "TOLERANCE", 1e-5)  # the shipped one, in float32, prepared
+    single = Views(views.features.float(), views.xy)
+    rounded = LeastSquaresSolver().prepare(views.xy).fit(single)
+    torch.testing.assert_close(rounded.semantics.double(), direct.semantics, atol=1e-3, rtol=0)
     monkeypatch.setattr(normal_equations, "MAX_ITERATIONS", 3)
     with pytest.raises(RuntimeError, match=r"did not converge in 3 iterations; pass a larger smoothness"):
         LeastSquaresSolver().fit(views)
@@ -141,8 +145,12 @@ def test_batches_and_float32_change_nothing_that_matters() -> None:
         assert solution.semantics.dtype == torch.float32
         torch.testing.assert_close(solution.semantics.double(), exact.semantics, atol=1e-3, rtol=1e-6)
         torch.testing.assert_close(solution.artifact.double(), exact.artifact, atol=1e-3, rtol=0)
-    half = LeastSquaresSolver().fit(Views(planted(places(40))[0].features.half(), views.xy))
-    assert half.semantics.dtype == torch.float32
+    near, _, _ = planted(places(40), noise=0.3)
+    exact = LeastSquaresSolver().fit(near)
+    for dtype, tolerance in ((torch.float16, 5e-3), (torch.bfloat16, 5e-2)):
+        solution = LeastSquaresSolver().fit(Views(near.features.to(dtype), near.xy))
+        assert solution.semantics.dtype == torch.float32
+        torch.testing.assert_close(solution.semantics.double(), exact.semantics, atol=tolerance, rtol=0)
 
 
 def test_prepared_once_for_many_images() -> None:
@@ -187,6 +195,13 @@ def test_auto_chooses_by_held_out_views() -> None:
     assert LeastSquaresSolver(smoothness="auto").fit(sharp).stats["smoothness"] <= 0.01
     fixed = LeastSquaresSolver(smoothness=chosen.stats["smoothness"]).fit(noisy)
     torch.testing.assert_close(fixed.semantics, chosen.semantics)
+
+
+def test_the_field_beyond_the_image_is_its_borders() -> None:
+    field = GridField(random(4, 5, 2))
+    torch.testing.assert_close(
+        field(torch.tensor([[-1.0, 0.5], [2.0, 3.0]])), field(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
+    )
 
 
 def test_places_that_no_view_covers_are_filled_smoothly() -> None:

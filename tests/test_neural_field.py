@@ -158,6 +158,15 @@ def test_a_seed_gives_the_same_and_leaves_the_callers_random_numbers_alone(small
     assert not torch.equal(fits[0], fits[2])
 
 
+def test_other_dtypes_and_inference_mode(small_table: None) -> None:
+    views, _, _ = smooth_views(3)
+    solver = NeuralFieldSolver(num_steps=10, batch_size=8)
+    expected = solver.fit(views)
+    with torch.inference_mode():
+        inside = solver.fit(Views(views.features * 1, views.xy.double()))
+    torch.testing.assert_close(inside.semantics, expected.semantics)
+
+
 def test_bad_input_is_refused(small_table: None) -> None:
     views, _, _ = smooth_views(3)
     solver = NeuralFieldSolver(num_steps=10, batch_size=8)

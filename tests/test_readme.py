@@ -26,7 +26,7 @@ for twin in (mine, again, merged):
     assert torch.equal(twin.eval().forward_features(image), tokens)
 assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)
 assert commit.oid
-assert clean.shape == (16, 16, 384) and dense.shape == (64, 64, 384)
+assert clean.shape == (16, 16, 384) and finer.shape == (64, 64, 384)
 torch.testing.assert_close(solution.raw, clean + solution.artifact + solution.residual)
 """
 

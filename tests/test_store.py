@@ -164,6 +164,47 @@ def test_other_weights_solvers_and_dtypes_are_refused(tmp_path: Path) -> None:
         fit_store(fitter(), paths, tmp_path / "store", half=True)
 
 
+def test_settings_hold_what_the_defaults_stand_for(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 2)
+    fit_store(fitter(size=None), paths[:1], tmp_path / "store")
+    assert open_store(tmp_path / "store").settings["views"] == {
+        "kind": "jitter",
+        "seed": 0,
+        "layer": -1,
+        "keep_aspect": False,
+        "edge_to_edge": False,
+        "num_views": 3,
+        "size": 160,
+        "autocast": "float32",
+    }
+    fit_store(fitter(size=160), paths, tmp_path / "store")
+    assert len(open_store(tmp_path / "store")) == 2
+    with pytest.raises(CommandError, match=r"'autocast': 'float32'.*not .*'autocast': 'bfloat16'"):
+        fit_store(fitter(size=160, autocast=torch.bfloat16), paths, tmp_path / "store")
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/.eslintrc.json").write_text("{}")
+    (tmp_path / "store/.0123abcd.store.json").write_text("{")  # of a killed run
+    fit_store(fitter(), photos(tmp_path / "photos", 1), tmp_path / "store")
+    assert (tmp_path / "store/.eslintrc.json").exists()
+    assert not (tmp_path / "store/.0123abcd.store.json").exists()
+
+
+def test_a_store_that_is_being_filled_can_be_read(tmp_path: Path) -> None:
+    """Pending files turn into shards under a reader's hands."""
+    folder, opened = tmp_path / "store", []
+    paths = photos(tmp_path / "photos", 4)
+    bytes_of_two = 2 * 8_700
+    fit_store(fitter(), paths, folder, shard_bytes=bytes_of_two, finished=lambda *_: opened.append(open_store(folder)))
+    assert [len(store) for store in opened] == [0, 1, 2, 3]
+    expected = contents(folder)
+    for part in opened:
+        for i, entry in enumerate(list(part.entries)):
+            assert torch.equal(part.clean(i), expected[entry.sha256][1])
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 1)
     fit_store(fitter(), paths, tmp_path / "store")
@@ -277,7 +318,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         process = context.Process(target=_child, args=(folder, paths, log))
         process.start()
         if kills < KILLS:
-            while not (folder / "store.json").exists():
+            while process.is_alive() and not (folder / "store.json").exists():
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 0.15))
             if process.is_alive():

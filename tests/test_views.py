@@ -116,6 +116,28 @@ def test_size_and_aspect() -> None:
     torch.testing.assert_close(views.features[-1, ..., :2], views.xy[-1], atol=0.01, rtol=0)
 
 
+def test_models_of_odd_sizes() -> None:
+    padded = timm.create_model(TINY, img_size=100, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    views = collect(sample_views(padded, photo(), num_views=1))
+    assert views.features.shape[1:3] == (6, 6)
+    wide = timm.create_model(TINY, img_size=(64, 96), dynamic_img_size=False).eval()
+    assert fit_image(wide, photo(), num_views=2).semantics.shape == (4, 6, 64)
+    assert fit_image(wide, ramps(96, 64), num_views=2, keep_aspect=True).semantics.shape == (4, 6, 64)
+
+
+def test_images_are_read_upright_and_of_any_depth(tmp_path: Any) -> None:
+    model = seeing()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    ramps(160, 80).save(tmp_path / "a.png", exif=exif)
+    by_image, by_path = (
+        fit_image(model, source, num_views=2).raw for source in (Image.open(tmp_path / "a.png"), tmp_path / "a.png")
+    )
+    assert torch.equal(by_image, by_path)
+    deep = Image.fromarray(np.linspace(0, 65535, 160 * 160).astype(np.uint16).reshape(160, 160))
+    assert collect(sample_views(model, deep, num_views=1)).features[-1, 5, 5, 0].item() == pytest.approx(0.55, abs=0.02)
+
+
 def test_edge_to_edge_moves_places_only() -> None:
     centres, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
     assert torch.equal(collect(centres).features, collect(edges).features)
@@ -220,6 +242,15 @@ def test_what_cannot_be_viewed() -> None:
         sample_views(model, photo(), kind="crop")
     with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
         sample_views(model, photo(), num_views=0)
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
+        sample_views(model, photo(), size=0)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument"):
+        ImageFitter(model, views=3)
+    with pytest.raises(ValueError, match="views of a single patch hold nothing to compare"):
+        fit_image(model, photo(), size=16, num_views=2)
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224").eval()
+    with pytest.raises(TypeError, match="the places of patches are those of timm's PatchEmbed, got HybridEmbed"):
+        sample_views(hybrid, photo())
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         sample_views(model, photo(), batch_size=0)
     with pytest.raises(ValueError, match=r"layer must be -3..2 \(the model has 3 blocks\), got 3"):

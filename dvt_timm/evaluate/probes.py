@@ -25,7 +25,7 @@ def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEI
     for queries in normalize(test.float(), dim=1).split(CHUNK):
         cosine, index = (queries @ keys.T).topk(min(neighbours, len(keys)), dim=1)
         tally = cosine.new_zeros(len(queries), int(labels.max()) + 1)
-        votes.append(tally.scatter_add_(1, labels[index], cosine).argmax(dim=1))
+        votes.append(tally.scatter_add_(1, labels.long()[index], cosine).argmax(dim=1))
     return torch.cat(votes)
 
 
@@ -51,7 +51,7 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> 
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(features), generator=generator).split(BATCH):
             optimizer.zero_grad()
-            cross_entropy(probe(features[batch]), labels[batch]).backward()
+            cross_entropy(probe(features[batch]), labels[batch].long()).backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():

@@ -15,7 +15,7 @@ from ..checkpoints import uncompiled
 from ..images import read_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views
-from .views import DEFAULT_VIEWS, ViewStream, sample_views
+from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
 
 PREPARED = 4  # factorised systems kept, one per size of the views; at 37 x 37 patches of 250 MB each
 
@@ -40,7 +40,8 @@ class ImageFitter:
     """
 
     def __init__(self, model: Any, solver: Solver | None = None, **views: Any) -> None:
-        sample_views(model, Image.new("RGB", (1, 1)), **views)  # complains of the arguments before any image is read
+        signature(sample_views).bind(model, None, **views)
+        check_arguments(uncompiled(model), **views)  # complains before any image is read
         self.model, self.views = uncompiled(model), views
         self.solver: Solver = LeastSquaresSolver() if solver is None else solver
         self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
@@ -49,9 +50,13 @@ class ImageFitter:
     def settings(self) -> dict[str, Any]:
         """What the views are, JSON-friendly: the arguments of `sample_views` that change them, defaults filled in."""
         given = {**{name: p.default for name, p in signature(sample_views).parameters.items()}, **self.views}
-        kind = given["kind"]
-        settings = {name: given[name] for name in ("kind", "seed", "layer", "size", "keep_aspect", "edge_to_edge")}
-        return {**settings, "num_views": given["num_views"] or DEFAULT_VIEWS[kind]}
+        settings = {name: given[name] for name in ("kind", "seed", "layer", "keep_aspect", "edge_to_edge")}
+        return {
+            **settings,
+            "num_views": given["num_views"] or DEFAULT_VIEWS[given["kind"]],
+            "size": given["size"] or min(self.model.patch_embed.img_size),
+            "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
+        }
 
     def __call__(self, image: Image.Image) -> Decomposition:
         """Decompose an image; raises as `sample_views` and the solver do."""
@@ -64,7 +69,7 @@ class ImageFitter:
         if stream.size not in self._prepared:
             while len(self._prepared) >= PREPARED:
                 self._prepared.popitem(last=False)
-            self._prepared[stream.size] = solver.prepare(stream.xy.to(stream.device))
+            self._prepared[stream.size] = solver.prepare(stream.xy)
         self._prepared.move_to_end(stream.size)
         return self._prepared[stream.size]
 

@@ -59,13 +59,16 @@ class Basis:
 
 @dataclass(frozen=True)
 class GridField:
-    """A field over the image: calling it reads it at places [..., 2] in [0, 1], image frame, as [..., C]."""
+    """A field over the image: calling it reads it at places [..., 2] in [0, 1], image frame, as [..., C].
+
+    Outside the image it has the value of its border.
+    """
 
     values: Tensor  # [R_y, R_x, C]
 
     def __call__(self, xy: Tensor) -> Tensor:
         nodes = (self.values.shape[0], self.values.shape[1])
-        basis = Basis.at(xy.to(self.values.device).reshape(-1, 2), nodes, self.values.dtype)
+        basis = Basis.at(xy.to(self.values.device).clamp(0, 1).reshape(-1, 2), nodes, self.values.dtype)
         return basis.read(self.values.flatten(0, 1)).reshape(*xy.shape[:-1], -1)
 
 

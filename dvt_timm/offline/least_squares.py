@@ -94,7 +94,7 @@ class PreparedSolver:
             views: batches of views at the places that were prepared for, in the same order.
 
         Raises:
-            ValueError: if they lie elsewhere, or are not finite.
+            ValueError: if they lie elsewhere, their grids differ, or a feature is not finite.
         """
         return self._finish(_add_up(views, self.layout.nodes))
 
@@ -111,7 +111,9 @@ class PreparedSolver:
         over_views, over_patches = self.layout.per_patch.to(sums.dtype), self.layout.per_view.to(sums.dtype)
         sides = sums.field - over_views.T @ (per_patch - total) - over_patches.T @ per_view
         field = self.solve(sides)  # [K, C]
-        power = sums.power - float(V * per_patch.square().sum() + P * (per_view - total).square().sum())
+        power = sums.power - float(
+            V * per_patch.double().square().sum() + P * (per_view - total).double().square().sum()
+        )
         error = power - float((field.double() * sides).sum()) - self.smoothness * self._roughness(field)
 
         artifact = per_patch - over_views @ field / V
@@ -249,6 +251,8 @@ def _check_places(xy: Tensor) -> None:  # [V, P, 2]
         raise ValueError(
             f"stage 1 compares views and needs at least 2, got {len(xy)}; sample some besides the whole image"
         )
+    if xy.shape[1] < 2:
+        raise ValueError("views of a single patch hold nothing to compare; pass a larger size")
     if float((xy - xy[:1]).abs().max()) < 1e-6:
         raise ValueError(
             f"all {len(xy)} views lie at the same place, where semantics and artifact cannot be told apart; sample "

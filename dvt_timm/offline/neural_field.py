@@ -123,7 +123,8 @@ class NeuralFieldSolver:
         if not bool(data.features.isfinite().all()):
             raise ValueError("features hold NaN or Inf; compute them in float32, or check the model's weights")
         device = data.features.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(_cuda(device)):
+            data = Views(data.features.clone(), data.xy.clone())  # tensors of inference mode know no gradients
             torch.manual_seed(self.seed)
             encoding = HashGrid() if self.backend == "torch" else TinyCudaGrid()
             h, w, C = data.features.shape[1:]
@@ -134,7 +135,7 @@ class NeuralFieldSolver:
     def _train(self, model: NoiseModel, data: Views) -> list[dict[str, float]]:
         """Fit in place; the loss curve."""
         h, w, C = data.features.shape[1:]
-        raw, xy = data.features.float().reshape(-1, C), data.xy.reshape(-1, 2)
+        raw, xy = data.features.float().reshape(-1, C), data.xy.float().reshape(-1, 2)
         rows, columns = (torch.linspace(-1, 1, size, device=raw.device) for size in (h, w))
         xy_view = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)  # [h * w, 2]
         optimizer = torch.optim.Adam(
@@ -168,7 +169,7 @@ class NeuralFieldSolver:
 
         @torch.no_grad()
         def semantics_at(xy: Tensor) -> Tensor:
-            places = xy.to(constant.device).reshape(-1, 2)
+            places = xy.to(constant.device).float().reshape(-1, 2)
             features = torch.cat([model.semantics(part) for part in places.split(1 << 16)])
             return (features + constant).reshape(*xy.shape[:-1], -1)
 
@@ -181,6 +182,10 @@ class NeuralFieldSolver:
         raw = data.features[-1].float()
         residual = model.residual_predictor(raw)
         return Decomposition(raw, semantics_at(data.xy[-1]), artifact.contiguous(), residual, stats, semantics_at)
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 def _check_finite(terms: dict[str, float]) -> None:

@@ -91,10 +91,12 @@ def conjugate_gradients(layout: Layout, smoothness: float) -> Solve:
         RuntimeError: if it does not converge.
     """
     V, P = layout.xy.shape[:2]
+    bases = {dtype: layout.basis.to(dtype) for dtype in (torch.float32, torch.float64)}
+    power = layout.basis.squared().scatter(torch.ones_like(layout.basis.weight[:, :1]))  # [K, 1] diagonal of B^T B
 
     def solve(sides: Tensor) -> Tensor:
-        basis = layout.basis.to(sides.dtype)
-        diagonal = basis.squared().scatter(torch.ones_like(basis.weight[:, :1])) * (1 - 1 / V) + 4 * smoothness
+        basis = bases[sides.dtype]
+        diagonal = (power * (1 - 1 / V) + 4 * smoothness).to(sides.dtype)
 
         def apply(field: Tensor) -> Tensor:  # [K, c] -> [K, c]
             table = basis.read(field).reshape(V, P, -1)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from ..files import CommandError, sha256_of
 from ..images import ImageError, check_aspect, printable, read_image
 from .fit import ImageFitter
 from .solution import Decomposition
-from .store import SHARD_BYTES, StoreWriter, done_in, files_of, write_index, writing
+from .store import SHARD_BYTES, StoreWriter, done_in, finish, writing
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
+
+
+WAITING = timedelta(days=7)  # of a process for the others: images take unequal times
 
 
 class Team:
@@ -36,7 +40,7 @@ class Team:
                 from accelerate import PartialState
             except ImportError as error:
                 raise CommandError("several processes need accelerate; pip install 'dvt-timm[accelerate]'") from error
-            self._state = PartialState()
+            self._state = PartialState(timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
     @property
@@ -79,7 +83,7 @@ def fit_store(
         half: keep float16 rather than float32.
         shard_bytes: a shard is closed once it is as large.
         team: the processes that share the work, this one alone by default.
-        finished: called after each image.
+        finished: called with each image that is new, before it is stored.
         skipped: called with the reason, one line, for each image that cannot be processed.
         progress: whether to show a bar.
 
@@ -101,7 +105,7 @@ def fit_store(
         if team.rank == 0:
             stack.enter_context(writing(folder, settings_of(fitter, half)))
         team.wait()
-        done = done_in(files_of(folder))
+        done = done_in(folder)
         team.wait()  # until all have seen the same, before anything is added
         todo = _unique(images, done, skip if team.rank == 0 else lambda *_: None)
         writer = StoreWriter(folder, shard_bytes)
@@ -113,22 +117,23 @@ def fit_store(
             except ImageError as error:
                 skip(path, " ".join(str(error).split()))
                 continue
-            writer.add(sha256, path, raw, clean, decomposition.stats)
             if finished is not None:
                 finished(path, picture, decomposition)
+            writer.add(sha256, path, raw, clean, decomposition.stats)
         failures = team.gather(failures)
-    if team.rank == 0:
-        write_index(folder, failures)
+        if team.rank == 0:
+            finish(folder, failures, shard_bytes)
+    team.wait()
     return failures
 
 
 def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     """What two runs into one store must agree on."""
-    cfg = fitter.model.pretrained_cfg
+    cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": 1,
         "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
-        "weights_sha256": _fingerprint(fitter.model),
+        "weights_sha256": fingerprint(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),
         "dtype": "float16" if half else "float32",
         "solver": repr(fitter.solver),
@@ -136,7 +141,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     }
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 of the backbone's weights, whatever head it wears."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -165,7 +170,12 @@ def _decompose(fitter: ImageFitter, path: Path) -> tuple[Image.Image, Decomposit
     check_aspect(path, picture)
     try:
         return picture, fitter(picture)
-    except (MemoryError, RuntimeError, ValueError) as error:  # the CPU's out-of-memory error is a RuntimeError
+    except (
+        MemoryError,
+        RuntimeError,
+        ValueError,
+        AssertionError,
+    ) as error:  # the CPU's out-of-memory error is a RuntimeError
         raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """Features of several views of one image; iterating gives the views themselves, as one batch.
 
@@ -46,7 +46,7 @@ class Views:
         return len(self.features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
     """One image's features, taken apart; the mean of the artifact over the patches is 0."""
 
@@ -55,7 +55,7 @@ class Decomposition:
     artifact: Tensor  # [h, w, C] G, shared by all views
     residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image
     stats: dict[str, Any] = field(repr=False)  # figures of the fit, JSON-friendly
-    semantics_at: Callable[[Tensor], Tensor] = field(repr=False, compare=False)  # F: [..., 2] in [0, 1] -> [..., C]
+    semantics_at: Callable[[Tensor], Tensor] = field(repr=False)  # F: [..., 2] in [0, 1] -> [..., C]
 
 
 def collect(views: Iterable[Views]) -> Views:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ from ..files import CommandError, read_json, replacing
 from ..images import printable
 
 SETTINGS, INDEX, PENDING, LOCK = "store.json", "index.json", "pending", ".lock"
+# what `replacing` leaves of our files when it is killed
+SCRATCH = re.compile(r"\.[0-9a-f]{8}\.(store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors)")
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 
 
@@ -70,6 +73,9 @@ class FeatureStore:
         return self._read(i, "clean")
 
     def _read(self, i: int, part: str) -> Tensor:
+        if not self.entries[i].file.exists():  # a run that is going on has put it into a shard
+            now = {entry.sha256: entry for entry in _entries_in(self.folder)}
+            self.entries = [now.get(entry.sha256, entry) for entry in self.entries]
         entry = self.entries[i]
         if entry.file not in self._files:
             self._files[entry.file] = _open(entry.file)
@@ -90,7 +96,7 @@ def open_store(folder: str | Path) -> FeatureStore:
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `dvt-timm fit` writes one")
     settings = read_json(folder / SETTINGS)
-    entries = {entry.sha256: entry for file in files_of(folder) for entry in _entries_of(file)}
+    entries = {entry.sha256: entry for entry in _entries_in(folder)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
 
 
@@ -100,7 +106,7 @@ class StoreWriter:
 
     folder: Path
     shard_bytes: int = SHARD_BYTES
-    _open: list[Path] = field(default_factory=list)  # pending files of this process
+    _pending: list[Path] = field(default_factory=list)  # of this process
 
     def add(self, sha256: str, image: Path, raw: Tensor, clean: Tensor, stats: dict[str, Any]) -> None:
         """Keep one image's maps [h, w, C]; closes a shard when it is full.
@@ -112,19 +118,19 @@ class StoreWriter:
         record = {sha256: {"image": printable(image), "stats": stats}}
         path = self.folder / PENDING / f"{sha256}.safetensors"
         _write(path, maps, record)
-        self._open.append(path)
-        if sum(file.stat().st_size for file in self._open) >= self.shard_bytes:
-            _merge(self.folder, self._open)
-            self._open = []
+        self._pending.append(path)
+        if sum(file.stat().st_size for file in self._pending) >= self.shard_bytes:
+            _merge(self.folder, self._pending)
+            self._pending = []
 
 
 @contextmanager
 def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Make a store, or take an unfinished one up, for this run alone; on leaving, close what is open.
+    """Make a store, or take an unfinished one up, for this run alone.
 
     Raises:
-        CommandError: if the folder cannot be written, holds something else or a store of other settings, or if
-            another run is writing to it.
+        CommandError: if the folder cannot be written or holds a store of other settings, or if another run is writing
+            to it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +140,6 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
             (folder / PENDING).mkdir(exist_ok=True)
             _tidy(folder)
             yield
-            _merge(folder, sorted((folder / PENDING).glob("*.safetensors")))
     except Timeout as error:
         raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
     except OSError as error:
@@ -143,36 +148,40 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def write_index(folder: Path, skipped: dict[str, str]) -> None:
-    """List all images of a store with their shards, and the skipped ones with the reason.
-
-    Raises:
-        CommandError: if it cannot be written.
-    """
+def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES) -> None:
+    """Put all pending files into shards, and list all images with theirs, and the skipped ones with the reason."""
+    group: list[Path] = []
+    for file in sorted((folder / PENDING).glob("*.safetensors")):
+        group.append(file)
+        if sum(file.stat().st_size for file in group) >= shard_bytes:
+            _merge(folder, group)
+            group = []
+    _merge(folder, group)
     entries = open_store(folder).entries
     images = [{"image": entry.image, "sha256": entry.sha256, "shard": entry.file.name} for entry in entries]
     _write_json(folder / INDEX, {"images": images, "skipped": skipped})
 
 
-def done_in(files: Iterable[Path]) -> set[str]:
-    """The SHA-256 of every image in files of a store.
+def done_in(folder: Path) -> set[str]:
+    """The SHA-256 of every image that a store holds.
 
     Raises:
         CommandError: if one of its files is damaged.
     """
     try:
-        return {entry.sha256 for file in files for entry in _entries_of(file)}
+        return {entry.sha256 for entry in _entries_in(folder)}
     except ValueError as error:
         raise CommandError(str(error)) from error
 
 
+def _entries_in(folder: Path) -> list[Entry]:
+    """All images; the shards come last, since a run that is going on turns pending files into shards meanwhile."""
+    pending = [entry for file in (folder / PENDING).glob("*.safetensors") for entry in _entries_of(file)]
+    return pending + [entry for file in _shards_of(folder) for entry in _entries_of(file)]
+
+
 def _shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.safetensors"))
-
-
-def files_of(folder: Path) -> list[Path]:
-    """A store's shards and pending files."""
-    return _shards_of(folder) + sorted((folder / PENDING).glob("*.safetensors"))
 
 
 def _open(file: Path) -> Any:
@@ -185,7 +194,11 @@ def _open(file: Path) -> Any:
 
 
 def _entries_of(file: Path) -> list[Entry]:
-    metadata = _open(file).metadata() or {}
+    """The images of one file; none if it is gone."""
+    try:
+        metadata = _open(file).metadata() or {}
+    except FileNotFoundError:
+        return []
     try:
         records = json.loads(metadata["images"])
         return [Entry(sha256, record["image"], record["stats"], file) for sha256, record in records.items()]
@@ -226,9 +239,14 @@ def _merge(folder: Path, files: list[Path]) -> None:
 
 def _tidy(folder: Path) -> None:
     """Remove what a killed run left half written, and pending files that a shard holds already."""
-    for scratch in [*folder.glob(".????????.*"), *(folder / PENDING).glob(".????????.*")]:
-        scratch.unlink()
-    for sha256 in done_in(_shards_of(folder)):
+    for path in [*folder.iterdir(), *(folder / PENDING).iterdir()]:
+        if SCRATCH.fullmatch(path.name):
+            path.unlink()
+    try:
+        in_shards = [entry.sha256 for file in _shards_of(folder) for entry in _entries_of(file)]
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    for sha256 in in_shards:
         (folder / PENDING / f"{sha256}.safetensors").unlink(missing_ok=True)
 
 
@@ -236,7 +254,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new store, compare those of an old one."""
     path = folder / SETTINGS
     if not path.exists():
-        if files_of(folder):
+        if _shards_of(folder):
             raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
         _write_json(path, settings)
         return

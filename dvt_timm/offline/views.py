@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
+from timm.layers import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import uncompiled
-from ..images import Preprocessing, preprocessing_of
+from ..images import Preprocessing, preprocessing_of, upright_rgb
 from ..models import plain_intermediates
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
@@ -30,7 +31,7 @@ DEFAULT_VIEWS = {"jitter": 24, "crops": 768}
 ZOOM = (0.6, 1.25)  # jitter: side of the window, relative to the image's
 SHIFT = 0.25  # jitter: the window's centre is off the image's by up to this share of the image
 CROP_AREA = (0.1, 0.5)  # crops: share of the image's area (the authors' script)
-CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels
+CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels of the squeezed image
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ViewStream:
     model: Any  # timm VisionTransformer or Eva
     image: Image.Image  # RGB
     windows: Windows  # V of them
-    xy: Tensor  # [V, h, w, 2] in [0, 1], image frame
+    xy: Tensor  # [V, h, w, 2] in [0, 1], image frame, on the device of the features
     preprocessing: Preprocessing
     size: tuple[int, int]  # (H, W) of every view in pixels
     layer: int  # block whose output is read
@@ -53,20 +54,14 @@ class ViewStream:
         """V, the whole image included."""
         return len(self.windows)
 
-    @property
-    def device(self) -> torch.device:
-        """Of the features."""
-        device: torch.device = self.model.patch_embed.proj.weight.device
-        return torch.device("cpu") if device.type == "mps" else device  # which knows no float64
-
     def __iter__(self) -> Iterator[Views]:
         canvas, corner = _mirrored(self.image, self.windows)
         with tqdm(total=self.num_views, unit="view", leave=False, disable=None if self.progress else True) as bar:
             for start in range(0, self.num_views, self.batch_size):
                 stop = min(start + self.batch_size, self.num_views)
                 pixels = torch.cat([self._pixels(canvas, corner, i) for i in range(start, stop)])
-                features = _raw_maps(self.model, pixels, self.layer, self.autocast).to(self.device)
-                yield Views(features, self.xy[start:stop].to(self.device))
+                features = _raw_maps(self.model, pixels, self.layer, self.autocast).to(self.xy.device)
+                yield Views(features, self.xy[start:stop])
                 bar.update(stop - start)
 
     @property
@@ -113,7 +108,7 @@ def sample_views(
 
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode; of a denoised one the raw features are read.
-        image: of any mode; converted to RGB.
+        image: of any mode; converted to RGB, upright as its EXIF orientation says.
         num_views: besides the whole image, which comes last; 24 (jitter) or 768 (crops) by default.
         kind: of the views.
         seed: of the windows.
@@ -132,31 +127,41 @@ def sample_views(
         in `.xy` ahead of the first forward pass.
 
     Raises:
-        TypeError: if the model is no timm `VisionTransformer` or `Eva`.
+        TypeError: if the model is no timm `VisionTransformer` or `Eva`, or its patches do not come from `PatchEmbed`.
         ValueError: on arguments out of range, a model in training mode, or a size that the model does not take.
     """
     model = uncompiled(model)
-    _check(model, num_views, kind, layer, batch_size)
+    check_arguments(model, num_views, kind, layer, size, batch_size)
     preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
-    image = image.convert("RGB")
+    image = upright_rgb(image)
     pixels = _view_size(model, image, preprocessing, size, keep_aspect)
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
     windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
     places = grid.edge_to_edge() if edge_to_edge else grid.centres()
-    device = embed.proj.weight.device.type
     return ViewStream(
-        model,
-        image,
-        windows,
-        patch_xy(windows, *places),
-        preprocessing,
-        pixels,
-        layer,
-        batch_size,
-        autocast or (torch.bfloat16 if device == "cuda" else torch.float32),
-        progress,
+        model=model,
+        image=image,
+        windows=windows,
+        xy=patch_xy(windows, *places).to(features_device(model)),
+        preprocessing=preprocessing,
+        size=pixels,
+        layer=layer,
+        batch_size=batch_size,
+        autocast=autocast or default_autocast(model),
+        progress=progress,
     )
+
+
+def features_device(model: Any) -> torch.device:
+    """The model's own, but the CPU for one that knows no float64."""
+    device: torch.device = model.patch_embed.proj.weight.device
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def default_autocast(model: Any) -> torch.dtype:
+    """Of the forward passes where none is asked for."""
+    return torch.bfloat16 if features_device(model).type == "cuda" else torch.float32
 
 
 def sample_windows(
@@ -174,7 +179,7 @@ def sample_windows(
         num_views: V - 1.
         kind: as in `sample_views`.
         seed: of the draw.
-        size: (H, W) of the views, whose aspect ratio is the image's.
+        size: (H, W) of the views in pixels; crops keep to their aspect ratio in them.
         zoom, shift: of jitter.
         low_discrepancy: whether the windows are spread evenly (a scrambled Sobol sequence) rather than drawn one by
             one; by default those of jitter are, those of the released crops are not.
@@ -206,9 +211,20 @@ def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return centre, sides / 2
 
 
-def _check(model: Any, num_views: int | None, kind: str, layer: int, batch_size: int) -> None:
+def check_arguments(
+    model: Any,
+    num_views: int | None = None,
+    kind: str = "jitter",
+    layer: int = -1,
+    size: int | None = None,
+    batch_size: int = 1,
+    **_: Any,
+) -> None:
+    """Raises as `sample_views` does, whatever the image."""
     if not isinstance(model, VisionTransformer | Eva):
         raise TypeError(f"views are taken through a timm VisionTransformer or Eva, got {type(model).__name__}")
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise TypeError(f"the places of patches are those of timm's PatchEmbed, got {type(model.patch_embed).__name__}")
     if model.training:
         raise ValueError("the model is in training mode, where views of one place differ; call model.eval()")
     if kind not in get_args(Kind):
@@ -218,6 +234,8 @@ def _check(model: Any, num_views: int | None, kind: str, layer: int, batch_size:
     depth = len(model.blocks)
     if not -depth <= layer < depth:
         raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {layer}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -230,7 +248,9 @@ def _view_size(
     if keep_aspect:
         wanted = preprocessing.size_of(image)
     elif size is None:
-        wanted = embed.img_size
+        wanted = tuple(
+            max(side // patch, 1) * patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)
+        )
     else:
         wanted = preprocessing.size_of(Image.new("1", (1, 1)))
     if embed.strict_img_size and wanted != tuple(embed.img_size):

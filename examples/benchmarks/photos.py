@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from dvt_timm.images import images_in, read_image
 from dvt_timm.offline import LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
+from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
 from dvt_timm.offline.views import sample_windows
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
-STEP = 37  # photos are taken in steps, so that any number of them is spread over the folder
+STEP = 37  # at least: photos are taken in steps, so that any number of them is spread over the folder
 HELD_OUT_SEED = 1000
 HELD_OUT = {"zoom": (0.75, 1.2), "shift": 0.2}  # METHOD's held-out views
 
@@ -38,7 +40,8 @@ def spread(folder: Path, count: int) -> list[Path]:
     """Some photos of a folder, always the same for a number, and those of a smaller number first."""
     paths = images_in(folder)
     assert len(paths) >= count, f"{folder} holds {len(paths)} photos, {count} are needed"
-    return [paths[i * STEP % len(paths)] for i in range(count)]
+    step = next(step for step in range(STEP, STEP + len(paths)) if math.gcd(step, len(paths)) == 1)
+    return [paths[i * step % len(paths)] for i in range(count)]
 
 
 def take(model: Any, image: Image.Image, kind: str, num_views: int, seed: int = 0) -> Views:
@@ -74,22 +77,22 @@ def aligned_mean(views: Views) -> Tensor:  # [h, w, C]
 
 
 def cached_maps(
-    model: Any, images: dict[str, Image.Image | Path], cache: Path, kinds: dict[str, int]
+    model: Any, images: Sequence[Image.Image | Path], cache: Path, kinds: dict[str, int]
 ) -> Iterator[dict[str, Tensor]]:
     """For every image its maps [h, w, C]: raw, F and G of each kind of views, and the mean of the aligned views.
 
     Args:
-        images: a name of the cache's file for each, and the image or its path.
+        images: or their paths.
         kinds: number of views by kind.
     """
     cache.mkdir(parents=True, exist_ok=True)
     fitters = {kind: Fitter(model, kind, count) for kind, count in kinds.items()}
-    for name, image in tqdm(images.items(), unit="image", disable=None):
+    for image in tqdm(images, unit="image", disable=None):
+        picture = read_image(image) if isinstance(image, Path) else image
         maps: dict[str, Tensor] = {}
         for fitter in fitters.values():
-            file = cache / f"{fitter.key(name)}.safetensors"
+            file = cache / f"{fitter.key(picture)}.safetensors"
             if not file.exists():
-                picture = read_image(image) if isinstance(image, Path) else image
                 with replacing(file) as scratch:
                     save_file({part: tensor.half().contiguous() for part, tensor in fitter(picture).items()}, scratch)
             maps |= {part: tensor.float() for part, tensor in load_file(file).items()}
@@ -102,10 +105,15 @@ class Fitter:
     def __init__(self, model: Any, kind: str, num_views: int) -> None:
         self.model, self.kind, self.num_views = model, kind, num_views
         self.solver, self.prepared = LeastSquaresSolver(), None
+        self.weights = fingerprint(model)
 
-    def key(self, name: str) -> str:
-        """What the maps of an image depend on."""
-        return hashlib.sha256(f"{name} {self.kind} {self.num_views} {self.solver}".encode()).hexdigest()[:16]
+    def key(self, image: Image.Image) -> str:
+        """What the maps of an image depend on: its pixels, the places of the views, the solver, the weights."""
+        stream = sample_views(self.model, image, kind=self.kind, num_views=self.num_views)
+        digest = hashlib.sha256(f"{image.size} {self.solver} {self.weights}".encode())
+        digest.update(image.tobytes())
+        digest.update(stream.xy.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def __call__(self, image: Image.Image) -> dict[str, Tensor]:
         views = take(self.model, image, self.kind, self.num_views)

@@ -29,8 +29,8 @@ def kinds_of(arguments: argparse.Namespace) -> dict[str, int]:
 def leakage(arguments: argparse.Namespace) -> None:
     """R2 of a linear probe of position: fitted on some photos, tested on others."""
     photos = spread(arguments.photos, arguments.fit + arguments.test)
-    names: dict[str, Image.Image | Path] = {path.name: path for path in photos}
-    maps = list(cached_maps(embedded_model(), names, arguments.cache, kinds_of(arguments)))
+    maps = list(cached_maps(embedded_model(), photos, arguments.cache, kinds_of(arguments)))
+    subtract(maps, mean_artifact(maps[: arguments.fit]))
     print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}\n")
     print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
     for part in maps[0]:
@@ -40,12 +40,22 @@ def leakage(arguments: argparse.Namespace) -> None:
             print(f"| {part} | " + " | ".join(f"{score:.2f}" for score in scores.values()) + " |", flush=True)
 
 
+def mean_artifact(maps: list[dict[str, Tensor]]) -> Tensor:  # [h, w, C]
+    """Of a data set: the mean of its photos' G."""
+    return torch.stack([of_photo["G jitter"] for of_photo in maps]).mean(dim=0)
+
+
+def subtract(maps: list[dict[str, Tensor]], artifact: Tensor) -> None:
+    """Adds the baseline to every photo's maps."""
+    for of_photo in maps:
+        of_photo["raw - mean G"] = of_photo["raw"] - artifact
+
+
 def information(arguments: argparse.Namespace) -> None:
     """The paper's measure: the largest coefficient of a channel, averaged over x and y and over photos."""
     photos = spread(arguments.photos, arguments.count or 100)
-    names: dict[str, Image.Image | Path] = {path.name: path for path in photos}
     scores: dict[str, list[float]] = {}
-    for maps in cached_maps(embedded_model(), names, arguments.cache, kinds_of(arguments)):
+    for maps in cached_maps(embedded_model(), photos, arguments.cache, kinds_of(arguments)):
         for part in ("raw", "G jitter", "F jitter"):
             scores.setdefault(part, []).append(information_coefficients(maps[part]).amax(dim=0).mean().item())
     print(f"maximal information coefficient with x and y, {len(photos)} photos\n")
@@ -61,11 +71,13 @@ def camvid(arguments: argparse.Namespace) -> None:
     model = embedded_model()
     stacks: list[dict[str, Tensor]] = []
     labels: list[Tensor] = []
+    artifact = torch.zeros(0)
     for part in (train, test):
-        images: dict[str, Image.Image | Path] = {name: image for name, (image, _) in part.items()}
-        maps = list(cached_maps(model, images, arguments.cache, kinds_of(arguments)))
+        maps = list(cached_maps(model, [image for image, _ in part], arguments.cache, kinds_of(arguments)))
+        artifact = artifact if stacks else mean_artifact(maps)
+        subtract(maps, artifact)
         grid = maps[0]["raw"].shape[:2]
-        of_patches = torch.stack([patch_labels(mask, grid) for _, mask in part.values()]).flatten()
+        of_patches = torch.stack([patch_labels(mask, grid) for _, mask in part]).flatten()
         labels.append(of_patches[of_patches != VOID])
         stacks.append({name: torch.cat([m[name].flatten(0, 1) for m in maps])[of_patches != VOID] for name in maps[0]})
     print(f"mIoU in percent, {len(train)} and {len(test)} frames\n")
@@ -81,15 +93,15 @@ def camvid(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {knn:.1f} | {seeds} | {statistics.mean(linear):.1f} |", flush=True)
 
 
-def frames(folder: Path, split: str, count: int) -> dict[str, tuple[Image.Image, Image.Image]]:
+def frames(folder: Path, split: str, count: int) -> list[tuple[Image.Image, Image.Image]]:
     """Random windows of evenly spread frames, with their label maps."""
     paths = images_in(folder / split)
     chosen = [paths[i * len(paths) // count] for i in range(count)]
-    windows = {}
+    windows = []
     for i, path in enumerate(chosen):
         with Image.open(path) as frame, Image.open(folder / f"{split}annot" / f"{path.stem}.png") as mask:
             box = random_window(frame.size, i)
-            windows[f"{split}/{path.name}"] = (frame.convert("RGB").crop(box), mask.crop(box))
+            windows.append((frame.convert("RGB").crop(box), mask.crop(box)))
     return windows
 
 

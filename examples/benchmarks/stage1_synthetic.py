@@ -34,7 +34,7 @@ def planted(arguments: argparse.Namespace) -> None:
     runs = [timed(lambda: solver.fit(truth.views)) for _ in range(REPEATS)]
     seconds = statistics.median(run[1] for run in runs)
     error = truth.error(runs[0][0].semantics)
-    print(print("| method | error of F | seconds | error, ratio | seconds, ratio |"))
+    print("| method | error of F | seconds | error, ratio | seconds, ratio |\n| --- | --- | --- | --- | --- |")
     print(f"| raw features | {truth.error(truth.views.features[-1]):.3f} | | | |")
     print(f"| closed form | {error:.4f} | {seconds:.2f} | 1 | 1 |", flush=True)
     for steps in (50, 100, 150, arguments.steps):

@@ -24,7 +24,7 @@ LIST = ".txt"  # suffix of lists of images
 def run(arguments: argparse.Namespace) -> int:
     """Fill the store; the exit status."""
     quiet_hub()
-    team = Team()
+    team = Team(arguments.device)
     given = [image for path in arguments.paths for image in _listed(path)]
     paths = existing(given, report=team.rank == 0)
     targets = dict(extract.find_images(paths, arguments.out / PANELS))

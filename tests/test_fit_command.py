@@ -153,7 +153,7 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
         "print('process', PartialState().process_index, 'of', PartialState().num_processes)\n"
         "sys.exit(status)\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "worker.py"]
     command = ["fit", "photos", "--out", "store", *FAST]
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}

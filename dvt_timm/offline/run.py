@@ -33,14 +33,15 @@ class Team:
         CommandError: if there are several and accelerate is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        """device: "cpu" keeps off the GPUs."""
         self.rank, self.size, self._state = 0, 1, None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
                 from accelerate import PartialState
             except ImportError as error:
                 raise CommandError("several processes need accelerate; pip install 'dvt-timm[accelerate]'") from error
-            self._state = PartialState(timeout=WAITING)
+            self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
     @property

@@ -42,6 +42,7 @@ def test_push_head(hub: Hub, tmp_path: Path) -> None:
     assert "features (1, 197, 64)" in output
 
 
+@pytest.mark.slow
 def test_swap_backbone() -> None:
     pytest.importorskip("segmentation_models_pytorch")
     assert "the mask depends on the head: True" in run("examples/swap_backbone.py")

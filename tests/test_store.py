@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from dvt_timm.files import CommandError, sha256_of
 from dvt_timm.offline import ImageFitter, LeastSquaresSolver, fit_store, open_store, store
 
-KILLS = 8
+KILLS = 5
 
 
 def fitter(**options: Any) -> ImageFitter:

@@ -20,12 +20,14 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_quickstart() -> None:
     output = run("examples/quickstart.py")
     assert "forward_features (1, 1370, 384)" in output
     assert "class token unchanged True" in output
 
 
+@pytest.mark.slow
 def test_push_head(hub: Hub, tmp_path: Path) -> None:
     online = {
         "HF_HUB_OFFLINE": "",

@@ -37,7 +37,7 @@ def planted(arguments: argparse.Namespace) -> None:
     print("| method | error of F | seconds | error, ratio | seconds, ratio |\n| --- | --- | --- | --- | --- |")
     print(f"| raw features | {truth.error(truth.views.features[-1]):.3f} | | | |")
     print(f"| closed form | {error:.4f} | {seconds:.2f} | 1 | 1 |", flush=True)
-    for steps in (50, 100, 150, arguments.steps):
+    for steps in (50, 100, 150, 200, arguments.steps):
         solution, spent = timed(lambda n=steps: NeuralFieldSolver(num_steps=n).fit(truth.views))
         other = truth.error(solution.semantics)
         print(

@@ -205,6 +205,14 @@ def test_a_store_that_is_being_filled_can_be_read(tmp_path: Path) -> None:
             assert torch.equal(part.clean(i), expected[entry.sha256][1])
 
 
+def test_half_written_and_vanished_files_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    fit_store(fitter(), photos(tmp_path / "photos", 1), folder)
+    (folder / f"pending/.0123abcd.{64 * 'a'}.safetensors").write_bytes(b"torn")  # killed while it was written
+    (folder / f"pending/{64 * 'b'}.safetensors").symlink_to(folder / "gone")  # merged after it was listed
+    assert len(open_store(folder)) == 1
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 1)
     fit_store(fitter(), paths, tmp_path / "store")

@@ -22,7 +22,7 @@ from .store import SHARD_BYTES, StoreWriter, done_in, finish, writing
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
-
+UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
 WAITING = timedelta(days=7)  # of a process for the others: images take unequal times
 
 
@@ -171,12 +171,7 @@ def _decompose(fitter: ImageFitter, path: Path) -> tuple[Image.Image, Decomposit
     check_aspect(path, picture)
     try:
         return picture, fitter(picture)
-    except (
-        MemoryError,
-        RuntimeError,
-        ValueError,
-        AssertionError,
-    ) as error:  # the CPU's out-of-memory error is a RuntimeError
+    except UNFIT as error:
         raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
 
 

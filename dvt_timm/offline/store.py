@@ -118,10 +118,18 @@ class StoreWriter:
         record = {sha256: {"image": printable(image), "stats": stats}}
         path = self.folder / PENDING / f"{sha256}.safetensors"
         _write(path, maps, record)
-        self._pending.append(path)
+        self.take(path)
+
+    def take(self, pending: Path) -> None:
+        """Put a pending file into the open shard; closes it when it is full."""
+        self._pending.append(pending)
         if sum(file.stat().st_size for file in self._pending) >= self.shard_bytes:
-            _merge(self.folder, self._pending)
-            self._pending = []
+            self.close()
+
+    def close(self) -> None:
+        """Write the open shard."""
+        _merge(self.folder, self._pending)
+        self._pending = []
 
 
 @contextmanager
@@ -144,19 +152,16 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
     except OSError as error:
         raise CommandError(
-            f"cannot write {folder}: {error}; then run the same again, finished images are kept"
+            f"cannot write {folder}: {error}; mend that and run the same again, finished images are kept"
         ) from error
 
 
 def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES) -> None:
     """Put all pending files into shards, and list all images with theirs, and the skipped ones with the reason."""
-    group: list[Path] = []
-    for file in sorted((folder / PENDING).glob("*.safetensors")):
-        group.append(file)
-        if sum(file.stat().st_size for file in group) >= shard_bytes:
-            _merge(folder, group)
-            group = []
-    _merge(folder, group)
+    writer = StoreWriter(folder, shard_bytes)
+    for file in _pending_in(folder):
+        writer.take(file)
+    writer.close()
     entries = open_store(folder).entries
     images = [{"image": entry.image, "sha256": entry.sha256, "shard": entry.file.name} for entry in entries]
     _write_json(folder / INDEX, {"images": images, "skipped": skipped})
@@ -176,8 +181,12 @@ def done_in(folder: Path) -> set[str]:
 
 def _entries_in(folder: Path) -> list[Entry]:
     """All images; the shards come last, since a run that is going on turns pending files into shards meanwhile."""
-    pending = [entry for file in (folder / PENDING).glob("*.safetensors") for entry in _entries_of(file)]
+    pending = [entry for file in _pending_in(folder) for entry in _entries_of(file)]
     return pending + [entry for file in _shards_of(folder) for entry in _entries_of(file)]
+
+
+def _pending_in(folder: Path) -> list[Path]:
+    return sorted((folder / PENDING).glob("[!.]*.safetensors"))  # none that is being written
 
 
 def _shards_of(folder: Path) -> list[Path]:
@@ -187,6 +196,8 @@ def _shards_of(folder: Path) -> list[Path]:
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, "pt").__enter__()
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is damaged: {error}; delete it, and `dvt-timm fit` computes its images again"

@@ -101,7 +101,7 @@ def sample_views(
 
     `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its centre by up to a quarter, half of
     them mirrored; beyond its border the image is reflected. They keep the context that features depend on. The windows
-    are spread evenly (a Sobol sequence), which saves a tenth of the views.
+    are spread evenly (a Sobol sequence).
     `crops`: those of the paper, 0.1 to 0.5 of the area, width / height 3/4 to 4/3, half of them mirrored.
 
     The same arguments give the same places on every machine, and the same features to the bit on one CPU.

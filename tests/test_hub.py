@@ -294,6 +294,7 @@ class TestEnvironment:
         assert same_weights(dvt_timm.load_head("hf-hub:me/head"), head)
         assert same_weights(timm.create_model("hf-hub:me/head", pretrained=True).denoiser, head)
 
+    @pytest.mark.slow
     def test_the_real_environment(self, hub: Hub, head: Any, base: Any, tmp_path: Path) -> None:
         """HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE as a user sets them, in a process of its own."""
         hub.repos["me/head"].private = True

@@ -298,6 +298,7 @@ class TestProcesses:
         command = [sys.executable, "-c", LOAD]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
+    @pytest.mark.slow
     def test_killed_in_mid_download_then_two_at_once(self, hub: Hub, head: Any, base: Any, tmp_path: Path) -> None:
         fault = hub.fail(LARGE, pause=30)
         process = self.start(tmp_path)

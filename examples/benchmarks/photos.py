@@ -1,13 +1,13 @@
-"""Real photos through the embedded DINOv2: views, and maps of each photo kept on disk, so that a run can go on."""
+"""Real photos through the embedded DINOv2: views of each, kept on disk, and what the closed form makes of them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -19,21 +19,18 @@ from tqdm import tqdm
 import dvt_timm  # noqa: F401  adds the name
 from dvt_timm.files import replacing
 from dvt_timm.images import images_in, read_image
-from dvt_timm.offline import LeastSquaresSolver, Views, sample_views
+from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.views import ViewStream, sample_windows
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
 STEP = 37  # at least: photos are taken in steps, so that any number of them is spread over the folder
 HELD_OUT_SEED = 1000
+HELD_OUT_VIEWS = 8
 HELD_OUT = {"zoom": (0.75, 1.2), "shift": 0.2}  # METHOD's held-out views
-
-
-def embedded_model() -> Any:
-    return timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
 
 
 def spread(folder: Path, count: int) -> list[Path]:
@@ -44,20 +41,45 @@ def spread(folder: Path, count: int) -> list[Path]:
     return [paths[i * step % len(paths)] for i in range(count)]
 
 
-def take(model: Any, image: Image.Image, kind: str, num_views: int, seed: int = 0) -> Views:
-    """All views at once; the last one is the whole image."""
-    return collect(sample_views(model, image, kind=kind, num_views=num_views, seed=seed))
+class ViewCache:
+    """Views of images, float16 on disk: whichever measure needs them first computes them."""
 
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.model = timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
+        self.weights = fingerprint(self.model)
 
-def held_out(model: Any, image: Image.Image, kind: str, num_views: int = 8) -> Views:
-    """Views that no fit sees, without the whole image."""
-    stream = sample_views(model, image, num_views=1)
-    options = HELD_OUT if kind == "jitter" else {}
-    windows = sample_windows(num_views, kind, HELD_OUT_SEED, stream.size, **options)
-    embed = model.patch_embed
-    xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centres())
-    views = collect(replace(stream, windows=windows, xy=xy))
-    return Views(views.features[:-1], views.xy[:-1])
+    def take(self, image: Image.Image, kind: str, num_views: int) -> Views:
+        """What a fit sees; the last view is the whole image."""
+        stream = sample_views(self.model, image, kind=kind, num_views=num_views)
+        return self._kept(stream, stream)
+
+    def held_out(self, image: Image.Image, kind: str) -> Views:
+        """Views that no fit sees, without the whole image."""
+        stream = sample_views(self.model, image, num_views=1, batch_size=HELD_OUT_VIEWS)
+        options = HELD_OUT if kind == "jitter" else {}
+        windows = sample_windows(HELD_OUT_VIEWS, kind, HELD_OUT_SEED, stream.size, **options)
+        embed = self.model.patch_embed
+        xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centres())
+        stream = replace(stream, windows=windows, xy=xy)
+        return self._kept(stream, islice(stream, 1))
+
+    def _kept(self, stream: ViewStream, batches: Iterable[Views]) -> Views:
+        """Batches of a stream, from the disk if they were computed before."""
+        file = self.folder / f"{self._key(stream)}.safetensors"
+        if not file.exists():
+            with replacing(file) as scratch:
+                save_file({"features": collect(batches).features.half()}, scratch)
+        features = load_file(file)["features"].float()
+        return Views(features, stream.xy[: len(features)])
+
+    def _key(self, stream: ViewStream) -> str:
+        """What views depend on: the weights, the image's pixels, their places."""
+        digest = hashlib.sha256(f"{self.weights} {stream.image.size} {stream.batch_size}".encode())
+        digest.update(stream.image.tobytes())
+        digest.update(stream.xy.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def subset(views: Views, count: int) -> Views:
@@ -76,53 +98,41 @@ def aligned_mean(views: Views) -> Tensor:  # [h, w, C]
     return (sums[:, :-1] / sums[:, -1:]).reshape(h, w, C)
 
 
-def cached_maps(
-    model: Any, images: Sequence[Image.Image | Path], cache: Path, kinds: dict[str, int]
+class ClosedForm:
+    """The default solver, with one factorisation for all images whose views lie at the same places."""
+
+    def __init__(self) -> None:
+        self.solver, self.prepared = LeastSquaresSolver(), None
+
+    def fit(self, views: Views) -> Decomposition:
+        if self.prepared is None:
+            self.prepared = self.solver.prepare(views.xy)
+        return self.prepared.fit(views)
+
+
+def maps_of(
+    images: Sequence[Image.Image | Path], cache: ViewCache, kinds: dict[str, int]
 ) -> Iterator[dict[str, Tensor]]:
     """For every image its maps [h, w, C]: raw, F and G of each kind of views, and the mean of the aligned views.
 
     Args:
         images: or their paths.
+        cache: of their views.
         kinds: number of views by kind.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    fitters = {kind: Fitter(model, kind, count) for kind, count in kinds.items()}
+    solvers = {kind: ClosedForm() for kind in kinds}
     for image in tqdm(images, unit="image", disable=None):
         picture = read_image(image) if isinstance(image, Path) else image
         maps: dict[str, Tensor] = {}
-        for fitter in fitters.values():
-            file = cache / f"{fitter.key(picture)}.safetensors"
-            if not file.exists():
-                with replacing(file) as scratch:
-                    save_file({part: tensor.half().contiguous() for part, tensor in fitter(picture).items()}, scratch)
-            maps |= {part: tensor.float() for part, tensor in load_file(file).items()}
+        for kind, num_views in kinds.items():
+            views = cache.take(picture, kind, num_views)
+            solution = solvers[kind].fit(views)
+            maps["raw"] = solution.raw
+            maps[f"F {kind}"], maps[f"G {kind}"] = solution.semantics, solution.artifact
+            maps[f"mean {kind}"] = aligned_mean(views)
         yield maps
 
 
-class Fitter:
-    """The closed form with one factorisation for all images."""
-
-    def __init__(self, model: Any, kind: str, num_views: int) -> None:
-        self.model, self.kind, self.num_views = model, kind, num_views
-        self.solver, self.prepared = LeastSquaresSolver(), None
-        self.weights = fingerprint(model)
-
-    def key(self, image: Image.Image) -> str:
-        """What the maps of an image depend on: its pixels, the places of the views, the solver, the weights."""
-        stream = sample_views(self.model, image, kind=self.kind, num_views=self.num_views)
-        digest = hashlib.sha256(f"{image.size} {self.solver} {self.weights}".encode())
-        digest.update(image.tobytes())
-        digest.update(stream.xy.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def __call__(self, image: Image.Image) -> dict[str, Tensor]:
-        views = take(self.model, image, self.kind, self.num_views)
-        if self.prepared is None:
-            self.prepared = self.solver.prepare(views.xy)
-        solution = self.prepared.fit(views)
-        return {
-            "raw": solution.raw,
-            f"F {self.kind}": solution.semantics,
-            f"G {self.kind}": solution.artifact,
-            f"mean {self.kind}": aligned_mean(views),
-        }
+def mean_artifact(maps: Sequence[dict[str, Tensor]]) -> Tensor:  # [h, w, C]
+    """Of a data set: the mean of its photos' G."""
+    return torch.stack([of_photo["G jitter"] for of_photo in maps]).mean(dim=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from photos import cached_maps, embedded_model, spread
+from photos import ViewCache, maps_of, mean_artifact, spread
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -29,7 +29,7 @@ def kinds_of(arguments: argparse.Namespace) -> dict[str, int]:
 def leakage(arguments: argparse.Namespace) -> None:
     """R2 of a linear probe of position: fitted on some photos, tested on others."""
     photos = spread(arguments.photos, arguments.fit + arguments.test)
-    maps = list(cached_maps(embedded_model(), photos, arguments.cache, kinds_of(arguments)))
+    maps = list(maps_of(photos, ViewCache(arguments.cache), kinds_of(arguments)))
     subtract(maps, mean_artifact(maps[: arguments.fit]))
     print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}\n")
     print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
@@ -38,11 +38,6 @@ def leakage(arguments: argparse.Namespace) -> None:
             features = [of_photo[part] for of_photo in maps]
             scores = position_leakage(features[: arguments.fit], features[arguments.fit :])
             print(f"| {part} | " + " | ".join(f"{score:.2f}" for score in scores.values()) + " |", flush=True)
-
-
-def mean_artifact(maps: list[dict[str, Tensor]]) -> Tensor:  # [h, w, C]
-    """Of a data set: the mean of its photos' G."""
-    return torch.stack([of_photo["G jitter"] for of_photo in maps]).mean(dim=0)
 
 
 def subtract(maps: list[dict[str, Tensor]], artifact: Tensor) -> None:
@@ -55,7 +50,7 @@ def information(arguments: argparse.Namespace) -> None:
     """The paper's measure: the largest coefficient of a channel, averaged over x and y and over photos."""
     photos = spread(arguments.photos, arguments.count or 100)
     scores: dict[str, list[float]] = {}
-    for maps in cached_maps(embedded_model(), photos, arguments.cache, kinds_of(arguments)):
+    for maps in maps_of(photos, ViewCache(arguments.cache), kinds_of(arguments)):
         for part in ("raw", "G jitter", "F jitter"):
             scores.setdefault(part, []).append(information_coefficients(maps[part]).amax(dim=0).mean().item())
     print(f"maximal information coefficient with x and y, {len(photos)} photos\n")
@@ -68,12 +63,12 @@ def camvid(arguments: argparse.Namespace) -> None:
     """mIoU of patches of random windows of CamVid frames, by nearest neighbours and by a linear probe."""
     train = frames(arguments.camvid, "train", arguments.count or TRAIN_FRAMES)
     test = frames(arguments.camvid, "val", min(arguments.count or TEST_FRAMES, TEST_FRAMES))
-    model = embedded_model()
+    cache = ViewCache(arguments.cache)
     stacks: list[dict[str, Tensor]] = []
     labels: list[Tensor] = []
     artifact = torch.zeros(0)
     for part in (train, test):
-        maps = list(cached_maps(model, [image for image, _ in part], arguments.cache, kinds_of(arguments)))
+        maps = list(maps_of([image for image, _ in part], cache, kinds_of(arguments)))
         artifact = artifact if stacks else mean_artifact(maps)
         subtract(maps, artifact)
         grid = maps[0]["raw"].shape[:2]

@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 from alternatives import ALTERNATIVES
-from photos import HELD_OUT, aligned_mean, embedded_model, held_out, spread, subset, take
+from photos import HELD_OUT, ClosedForm, ViewCache, aligned_mean, mean_artifact, spread, subset
+from PIL import Image
 from planted import plant
 from stage1_synthetic import timed
 from torch import Tensor
@@ -36,9 +37,9 @@ def shares(solution: Decomposition, views: Views) -> dict[str, float]:
     return {name: (part[:, 0].sum() / part[:, 1].sum()).item() for name, part in parts.items()}
 
 
-def as_map(semantics: Tensor) -> Decomposition:
-    """A map [h, w, C] of the whole image as a field without an artifact."""
-    zeros = torch.zeros_like(semantics)
+def as_map(semantics: Tensor, artifact: Tensor | None = None) -> Decomposition:
+    """Maps [h, w, C] of the whole image as a decomposition; without an artifact, it is zero."""
+    artifact = torch.zeros_like(semantics) if artifact is None else artifact
     h, w, _ = semantics.shape
     field = GridField(semantics)
     inside = torch.tensor([w, h])
@@ -46,7 +47,13 @@ def as_map(semantics: Tensor) -> Decomposition:
     def semantics_at(xy: Tensor) -> Tensor:  # patch centres are the nodes; outside the outermost, their value
         return field(((xy * inside - 0.5) / (inside - 1)).clamp(0, 1))
 
-    return Decomposition(semantics, semantics, zeros, zeros, {}, semantics_at)
+    return Decomposition(semantics, semantics, artifact, torch.zeros_like(semantics), {}, semantics_at)
+
+
+def without_artifact_of_others(maps: list[dict[str, Tensor]], i: int) -> Decomposition:
+    """A photo's raw map less the mean G of all other photos."""
+    artifact = mean_artifact(maps[:i] + maps[i + 1 :])
+    return as_map(maps[i]["raw"] - artifact, artifact)
 
 
 def averaged(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -61,40 +68,54 @@ def print_rows(header: list[str], rows: dict[str, dict[str, float]]) -> None:
 
 def held_out_views(arguments: argparse.Namespace) -> None:
     """24 views of each kind, solved and averaged, and the raw map, predicting 8 jittered views and 8 crops."""
-    model, rows = embedded_model(), {}
+    cache, solvers = ViewCache(arguments.cache), {kind: ClosedForm() for kind in KINDS}
+    rows: dict[str, list[dict[str, float]]] = {}
+    maps: list[dict[str, Tensor]] = []
     photos = spread(arguments.photos, arguments.count or 40)
+
+    def add(name: str, solution: Decomposition, image: Image.Image) -> None:
+        measured = {kind: shares(solution, cache.held_out(image, kind)) for kind in KINDS}
+        rows.setdefault(name, []).append({f"{part} {k}": v for k in KINDS for part, v in measured[k].items()})
+
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
-        unseen = {kind: held_out(model, image, kind) for kind in KINDS}
+        maps.append({})
         for kind in KINDS:
-            views = take(model, image, kind, NUM_VIEWS)
-            solutions = {
-                f"F from {NUM_VIEWS} {kind}": LeastSquaresSolver().fit(views),
-                f"mean of {NUM_VIEWS} aligned {kind}": as_map(aligned_mean(views)),
-                "raw": as_map(views.features[-1]),
-            }
-            for name, solution in solutions.items():
-                measured = {f"{part} {k}": v for k in KINDS for part, v in shares(solution, unseen[k]).items()}
-                rows.setdefault(name, {})[path] = measured
-    table = {name: averaged(list(of_photos.values())) for name, of_photos in rows.items()}
-    print(f"unexplained share of held-out views, {len(photos)} photos (jitter: {HELD_OUT})\n")
+            views = cache.take(image, kind, NUM_VIEWS)
+            solution = solvers[kind].fit(views)
+            maps[-1] |= {"raw": solution.raw, f"G {kind}": solution.artifact}
+            add(f"F from {NUM_VIEWS} {kind}", solution, image)
+            add(f"mean of {NUM_VIEWS} aligned {kind}", as_map(aligned_mean(views)), image)
+        add("raw", as_map(solution.raw), image)
+        print(path.stem, {name: round(of_photos[-1]["all jitter"], 3) for name, of_photos in rows.items()}, flush=True)
+    for i, path in enumerate(photos):
+        add("raw - mean G of the other photos", without_artifact_of_others(maps, i), read_image(path))
+    table = {name: averaged(of_photos) for name, of_photos in rows.items()}
+    print(f"\nunexplained share of held-out views, {len(photos)} photos (jitter: {HELD_OUT})\n")
     print_rows(["fit", *next(iter(table.values()))], table)
 
 
 def neural(arguments: argparse.Namespace) -> None:
-    """The released method and the closed form on the same 24 jittered views, photo by photo."""
-    model, rows = embedded_model(), {}
-    for path in spread(arguments.photos, arguments.count or 5):
-        image = read_image(path)
-        unseen, views = held_out(model, image, "jitter"), take(model, image, "jitter", NUM_VIEWS)
-        solvers = {"closed": LeastSquaresSolver(), "released": NeuralFieldSolver(num_steps=arguments.steps)}
-        row = {}
-        for name, solver in solvers.items():
-            solution, seconds = timed(partial(solver.fit, views))
-            row |= {name: shares(solution, unseen)["all"], f"{name}, s": seconds}
-        rows[path.stem] = row
-        print(path.stem, row, flush=True)
+    """The released method and the closed form on the same 24 jittered views, photo by photo, and the baselines."""
+    cache, rows = ViewCache(arguments.cache), {}
+    photos = [(path.stem, read_image(path)) for path in spread(arguments.photos, arguments.count or 5)]
+    maps: list[dict[str, Tensor]] = []
+    for name, image in photos:
+        views = cache.take(image, "jitter", NUM_VIEWS)
+        unseen = cache.held_out(image, "jitter")
+        closed, closed_seconds = timed(partial(LeastSquaresSolver().fit, views))
+        released, released_seconds = timed(partial(NeuralFieldSolver(num_steps=arguments.steps).fit, views))
+        maps.append({"raw": closed.raw, "G jitter": closed.artifact})
+        solutions = {"closed": closed, "released": released, "mean": as_map(aligned_mean(views))}
+        solutions["raw"] = as_map(closed.raw)
+        rows[name] = {solver: shares(solution, unseen)["all"] for solver, solution in solutions.items()}
+        rows[name] |= {"closed, s": closed_seconds, "released, s": released_seconds}
+        print(name, rows[name], flush=True)
+    for i, (name, image) in enumerate(photos):
+        solution = without_artifact_of_others(maps, i)
+        rows[name]["raw - mean G"] = shares(solution, cache.held_out(image, "jitter"))["all"]
     rows["mean"] = averaged(list(rows.values()))
+    print(f"\nunexplained share of held-out jittered views; released: {arguments.steps} steps\n")
     print_rows(["photo", *rows["mean"]], rows)
 
 
@@ -105,12 +126,12 @@ def views(arguments: argparse.Namespace) -> None:
         for kind in KINDS
         for spread_out in (True, False)
     }
-    model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
+    cache, photos = ViewCache(arguments.cache), spread(arguments.photos, arguments.count or 8)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
-        unseen = {kind: held_out(model, image, kind) for kind in KINDS}
+        unseen = {kind: cache.held_out(image, kind) for kind in KINDS}
         for kind in KINDS:
-            taken = take(model, image, kind, max(REAL_COUNTS))
+            taken = cache.take(image, kind, max(REAL_COUNTS))
             for count in REAL_COUNTS:
                 solution = LeastSquaresSolver().fit(subset(taken, count))
                 for k in KINDS:
@@ -161,10 +182,10 @@ def options(arguments: argparse.Namespace) -> None:
     rows = {
         name: {str(len(t.views)): t.error(fit(t.views).semantics) for t in (truth, few)} for name, fit in fits.items()
     }
-    model, photos = embedded_model(), spread(arguments.photos, arguments.count or 8)
+    cache, photos = ViewCache(arguments.cache), spread(arguments.photos, arguments.count or 8)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
-        unseen, taken = held_out(model, image, "jitter"), take(model, image, "jitter", NUM_VIEWS)
+        unseen, taken = cache.held_out(image, "jitter"), cache.take(image, "jitter", NUM_VIEWS)
         for name, fit in fits.items():
             rows[name]["real"] = rows[name].get("real", 0) + shares(fit(taken), unseen)["all"] / len(photos)
     print_rows(["option", "planted, 256 crops", f"planted, {NUM_VIEWS} jitter", "real, unexplained"], rows)

@@ -44,7 +44,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[accelerate,bench,clients,dev,export]'
+	$(PIP) -e '.[bench,clients,dev,export,train]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

@@ -19,13 +19,13 @@ Metrics = Sequence[EvalResult] | Mapping[str, Mapping[str, float]]
 
 
 def render_card(
-    config: Mapping[str, Any], repo_id: str, results: Sequence[EvalResult] = (), datasets: Sequence[str] = ()
+    config: Mapping[str, Any], place: str, results: Sequence[EvalResult] = (), datasets: Sequence[str] = ()
 ) -> ModelCard:
     """The card of a head or a model.
 
     Args:
         config: its `config.json`, with the base's timm name as "base".
-        repo_id: "user/repo" that it is for.
+        place: where `create_model` finds it, "hf-hub:user/repo" or "local-dir:FOLDER".
         results: for the model-index.
         datasets: names on the Hub of those that it was trained on.
     """
@@ -40,14 +40,15 @@ def render_card(
         pipeline_tag="image-feature-extraction",
         tags=["dvt-timm", "timm", "vision-transformer", "denoising", "dense-prediction"],
         datasets=list(datasets) or None,
-        model_name=repo_id if results else None,
+        model_name=place.partition(":")[2] if results else None,
         eval_results=list(results) or None,
     )
     return ModelCard.from_template(
         data,
         template_path=str(weights_path("card.md")),
         title=title_of(config),
-        repo_id=repo_id,
+        place=place,
+        head=place.removeprefix("local-dir:"),
         config=config,
         denoiser=args.get("denoiser"),
         is_head=is_head,

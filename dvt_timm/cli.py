@@ -12,6 +12,7 @@ from typing import Any
 from ._version import __version__
 from .console import add_model_arguments, existing, no_images, one_line, positive, quiet_hub, report_skipped
 from .files import CommandError
+from .stages import add_stages
 
 DEMO = "vit_small_patch14_dinov2.dvt_demo"
 EXPECTED = (OSError, ValueError, RuntimeError)  # of commands that report whatever stops them
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dvt-timm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
-    _add_fit(commands)
+    add_stages(commands, DEMO)
     _add_list(commands)
     _add_convert(commands)
     _add_push(commands)
@@ -82,46 +83,6 @@ def _add_features(commands: Any) -> None:
         help="what the similarity map compares with, counted from 0,0 at the top left (default: the centre)",
     )
     parser.set_defaults(run=_features, expected=CommandError)
-
-
-def _add_fit(commands: Any) -> None:
-    parser = commands.add_parser(
-        "fit",
-        help="take the features of images apart: clean ones into a store, for training or as they are",
-        description="Stage 1 of Denoising Vision Transformers, offline, for every image: raw and clean features into "
-        "a store. After an interruption, run the same again. Exit status 1 if an image had to be skipped. On several "
-        "GPUs: accelerate launch -m dvt_timm fit ...",
-    )
-    parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="IMAGE_FOLDER_OR_LIST", help="JPEG, PNG, WebP, folders, or .txt lists"
-    )
-    add_model_arguments(parser, DEMO)
-    parser.add_argument(
-        "--out", type=Path, default=Path("dvt-store"), metavar="STORE", help="folder to write to (default: %(default)s)"
-    )
-    parser.add_argument("--panel", action="store_true", help="draw each new decomposition into STORE/panels")
-    parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
-    views = parser.add_argument_group("views")
-    views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
-    views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
-    views.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
-    views.add_argument("--size", type=positive, metavar="N", help="pixels of a view's sides (default: the model's)")
-    views.add_argument(
-        "--keep-aspect", action="store_true", help="do not squeeze images to a square; --size is the shorter side"
-    )
-    views.add_argument("--layer", type=int, default=-1, metavar="I", help="block to read (default: the last)")
-    views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
-    views.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="views at once (default: %(default)s)"
-    )
-    solver = parser.add_argument_group("solver")
-    solver.add_argument(
-        "--solver", choices=("least-squares", "neural-field"), default="least-squares", help="(default: %(default)s)"
-    )
-    solver.add_argument("--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto")
-    solver.add_argument("--density", type=float, metavar="X", help="nodes per patch of the closed form")
-    solver.add_argument("--steps", type=positive, dest="num_steps", metavar="N", help="of the neural field")
-    parser.set_defaults(run=_fit, expected=CommandError)
 
 
 def _add_list(commands: Any) -> None:
@@ -193,16 +154,6 @@ def _patch(text: str) -> tuple[int, int]:
     if not (row.isdecimal() and column.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be ROW,COLUMN, two whole numbers, got {text!r}")
     return int(row), int(column)
-
-
-def _smoothness(text: str) -> float | str:
-    return text if text == "auto" else float(text)
-
-
-def _fit(arguments: argparse.Namespace) -> int:
-    from . import fit_command
-
-    return fit_command.run(arguments)
 
 
 def _features(arguments: argparse.Namespace) -> int:

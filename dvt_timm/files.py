@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
 BLOCK = 1 << 20
 
 
@@ -45,6 +48,55 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Replace a file by a value as JSON."""
+    with replacing(target) as path:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path, kept: str) -> Iterator[None]:
+    """Make a folder, or take it up, for this process alone.
+
+    Args:
+        folder: of a run's results.
+        kept: what is not lost if it fails, in the plural.
+
+    Raises:
+        CommandError: if the folder cannot be written, or another process is in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise CommandError(
+            f"cannot write {folder}: {error}; mend that and run the same again, {kept} are kept"
+        ) from error
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run, compare those of one that goes on.
+
+    Raises:
+        CommandError: if they differ, or the file is damaged.
+    """
+    if not path.exists():
+        write_json(path, settings)
+        return
+    try:
+        stored = read_json(path)
+    except ValueError as error:
+        raise CommandError(f"{error}; choose another --out") from error
+    wanted = json.loads(json.dumps(settings))
+    differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+    if differing:
+        changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
+        raise CommandError(f"{path.parent} was made with other settings: {changes}; choose another --out")
 
 
 def sha1s_of(path: Path) -> list[str]:

@@ -25,14 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Fill the store; the exit status."""
     quiet_hub()
     team = Team(arguments.device)
-    given = [image for path in arguments.paths for image in _listed(path)]
-    paths = existing(given, report=team.rank == 0)
-    targets = dict(extract.find_images(paths, arguments.out / PANELS))
-    if not targets:
-        raise no_images(arguments.paths)
+    given, paths, targets = _find(arguments.paths, arguments.out / PANELS, report=team.rank == 0)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device or team.device)
     failures = fit_store(
-        _fitter(model, arguments, progress=len(targets) == 1),
+        fitter_of(model, arguments, progress=len(targets) == 1),
         list(targets),
         arguments.out,
         half=arguments.half,
@@ -49,6 +45,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if skipped and team.rank == 0 else 0  # another rank's would end the first one before it is done
 
 
+def images_of(paths: list[Path], out: Path) -> list[Path]:
+    """The images at files, in folders and in lists; those of the folder of results left aside.
+
+    Raises:
+        CommandError: if there is none, or something that is named does not exist.
+    """
+    given, found, targets = _find(paths, out, report=True)
+    if len(found) < len(given):
+        raise CommandError(f"{len(given) - len(found)} of the images named do not exist; name others")
+    return list(targets)
+
+
+def _find(paths: list[Path], out: Path, report: bool) -> tuple[list[Path], list[Path], dict[Path, Path]]:
+    """(what is named, what of it exists, images in it -> where their results go)."""
+    given = [image for path in paths for image in _listed(path)]
+    found = existing(given, report=report)
+    targets = dict(extract.find_images(found, out))
+    if not targets:
+        raise no_images(paths)
+    return given, found, targets
+
+
 def _listed(path: Path) -> list[Path]:
     """The paths that a list names, one a line, relative to its own folder; of anything else, that itself."""
     if path.suffix.lower() != LIST or not path.is_file():
@@ -60,7 +78,12 @@ def _listed(path: Path) -> list[Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def _fitter(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageFitter:
+def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageFitter:
+    """Stage 1 as the command line's options say it.
+
+    Raises:
+        CommandError: if they are out of range.
+    """
     try:
         return ImageFitter(
             model,
@@ -72,7 +95,7 @@ def _fitter(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageF
             size=arguments.size,
             keep_aspect=arguments.keep_aspect,
             edge_to_edge=arguments.edge_to_edge,
-            batch_size=arguments.batch_size,
+            batch_size=arguments.view_batch,
             progress=progress,
         )
     except (TypeError, ValueError) as error:

@@ -46,7 +46,11 @@ class Preprocessing:
 
     def resize(self, image: Image.Image) -> Image.Image:
         """The image at `size_of(image)`."""
-        return image.resize(self.size_of(image)[::-1], Image.Resampling[self.interpolation.upper()])
+        return self.squeeze(image, self.size_of(image))
+
+    def squeeze(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The image at (height, width) in pixels, whatever its own aspect ratio."""
+        return image.resize(size[::-1], Image.Resampling[self.interpolation.upper()])
 
     def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
         """The normalised pixels."""

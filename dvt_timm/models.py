@@ -323,6 +323,23 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
     return model
 
 
+def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransformer | Eva:
+    """Take the head off a denoised model, in place: it is timm's own class again.
+
+    Args:
+        model: of `timm.create_model` or `denoise`.
+
+    Returns:
+        The same model.
+    """
+    plain: Any = model
+    args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
+    del plain.denoiser
+    plain.__class__ = Eva if isinstance(model, Eva) else VisionTransformer
+    plain._model_args = args
+    return plain
+
+
 def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]
     """The patch map of one block after the final norm, as the model gives it without a denoiser."""
     timm_model: Any = super(_Denoised, model) if isinstance(model, _Denoised) else model

@@ -79,7 +79,9 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         config = _write(uncompiled(model_or_head), folder, base, merged, token)
-        (folder / CARD_NAME).write_text(str(render_card(config, repo_id, results, datasets)), encoding="utf-8")
+        (folder / CARD_NAME).write_text(
+            str(render_card(config, f"{HUB_PREFIX}{repo_id}", results, datasets)), encoding="utf-8"
+        )
         message = commit_message or f"Add {title_of(config)}"
         commit, other_card = _commit(folder, repo_id, message, private, revision, create_pr, token)
     if other_card:

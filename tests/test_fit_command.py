@@ -85,7 +85,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
     }
     assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
     assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
-    assert run("photos", "--solver", "neural-field", "--steps", "10", "--out", "neural") == 0
+    assert run("photos", "--solver", "neural-field", "--field-steps", "10", "--out", "neural") == 0
     assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9
     assert run("photos", "--smoothness", "auto", "--views", "8", "--out", "auto") == 0
     assert open_store(tmp_path / "auto").entries[0].stats["num_views"] == 9

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, grid_sample, mse_loss
 from tqdm import trange
 
+from ..schedule import warmed_up_cosine
 from .hash_grid import HashGrid, TinyCudaGrid
 from .solution import Decomposition, Views, collect
 
@@ -76,11 +77,7 @@ def losses(
 
 def learning_rate(step: int, num_steps: int) -> float:
     """Linear warm-up over a tenth of the steps, then a cosine."""
-    warm_up = num_steps // 10
-    if step < warm_up:
-        return PEAK_RATE * step / warm_up
-    progress = (step - warm_up) / (num_steps - warm_up)
-    return LAST_RATE + (PEAK_RATE - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2
+    return warmed_up_cosine(step, num_steps, num_steps // 10, PEAK_RATE, LAST_RATE)
 
 
 @dataclass(frozen=True)

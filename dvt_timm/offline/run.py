@@ -40,7 +40,7 @@ class Team:
             try:
                 from accelerate import PartialState
             except ImportError as error:
-                raise CommandError("several processes need accelerate; pip install 'dvt-timm[accelerate]'") from error
+                raise CommandError("several processes need accelerate; pip install 'dvt-timm[train]'") from error
             self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
@@ -142,11 +142,11 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of the backbone's weights, whatever head it wears."""
+def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:
+    """SHA-256 of the backbone's weights, whatever head it wears; `skipped`: how names of others begin."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(("denoiser.", "head.")):
+        if not name.startswith(skipped):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -22,16 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .._version import __version__
-from ..files import CommandError, read_json, replacing
+from ..files import CommandError, alone_in, check_settings, read_json, replacing, write_json
 from ..images import printable
 
-SETTINGS, INDEX, PENDING, LOCK = "store.json", "index.json", "pending", ".lock"
+SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
 # what `replacing` leaves of our files when it is killed
 SCRATCH = re.compile(r"\.[0-9a-f]{8}\.(store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors)")
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
@@ -78,7 +77,10 @@ class FeatureStore:
             self.entries = [now.get(entry.sha256, entry) for entry in self.entries]
         entry = self.entries[i]
         if entry.file not in self._files:
-            self._files[entry.file] = _open(entry.file)
+            try:
+                self._files[entry.file] = _open(entry.file)
+            except FileNotFoundError as error:
+                raise ValueError(f"{entry.file} is gone; `dvt-timm fit` computes its images again") from error
         tensor: Tensor = self._files[entry.file].get_tensor(f"{entry.sha256}.{part}")
         return tensor
 
@@ -140,20 +142,11 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         CommandError: if the folder cannot be written or holds a store of other settings, or if another run is writing
             to it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        with lock.acquire(timeout=0):
-            _check_settings(folder, settings)
-            (folder / PENDING).mkdir(exist_ok=True)
-            _tidy(folder)
-            yield
-    except Timeout as error:
-        raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise CommandError(
-            f"cannot write {folder}: {error}; mend that and run the same again, finished images are kept"
-        ) from error
+    with alone_in(folder, kept="finished images"):
+        _check_settings(folder, settings)
+        (folder / PENDING).mkdir(exist_ok=True)
+        _tidy(folder)
+        yield
 
 
 def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES) -> None:
@@ -164,7 +157,7 @@ def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES
     writer.close()
     entries = open_store(folder).entries
     images = [{"image": entry.image, "sha256": entry.sha256, "shard": entry.file.name} for entry in entries]
-    _write_json(folder / INDEX, {"images": images, "skipped": skipped})
+    write_json(folder / INDEX, {"images": images, "skipped": skipped})
 
 
 def done_in(folder: Path) -> set[str]:
@@ -228,11 +221,6 @@ def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> No
         ) from error
 
 
-def _write_json(target: Path, value: Any) -> None:
-    with replacing(target) as path:
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
 def _merge(folder: Path, files: list[Path]) -> None:
     """Pending files -> one shard; those that are in it are removed after it is written."""
     if not files:
@@ -263,18 +251,6 @@ def _tidy(folder: Path) -> None:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new store, compare those of an old one."""
-    path = folder / SETTINGS
-    if not path.exists():
-        if _shards_of(folder):
-            raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
-        _write_json(path, settings)
-        return
-    try:
-        stored = read_json(path)
-    except ValueError as error:
-        raise CommandError(f"{error}; choose another --out") from error
-    wanted = json.loads(json.dumps(settings))
-    differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-    if differing:
-        changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
-        raise CommandError(f"{folder} was made with other settings: {changes}; choose another --out")
+    if _shards_of(folder) and not (folder / SETTINGS).exists():
+        raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
+    check_settings(folder / SETTINGS, settings)

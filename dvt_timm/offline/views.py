@@ -71,7 +71,7 @@ class ViewStream:
     def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
         """View i, normalised."""
         if i == self.num_views - 1:  # the whole image, as it is anywhere else
-            return self.preprocessing.to_tensor(self.image.resize(self.size[::-1], self._method))
+            return self.preprocessing.to_tensor(self.preprocessing.squeeze(self.image, self.size))
         width, height = self.image.size
         left, top, right, bottom = self.windows.boxes[i].tolist()
         x, y = corner

@@ -1,0 +1,93 @@
+"""How to train: numbers that stages 2 and 3 share, and where they come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from ..schedule import warmed_up_cosine
+
+Precision = Literal["no", "bf16", "fp16"]
+BASE_RATE, BASE_BATCH = 2e-4, 256  # the authors scale the peak by the root of the batch size
+FLOOR_RATE = 1e-6
+BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Numbers of one training run; the defaults are those of the released stage-2 script.
+
+    The result depends on `batch_size`, not on how it is divided among processes and accumulated batches, up to
+    rounding.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+
+    steps: int = 50_000  # updates of the weights
+    batch_size: int = 128  # samples of one step, over all processes and accumulated batches
+    accumulation: int = 1  # batches, one after the other, that make up a step
+    lr: float | None = None  # peak learning rate; None for 2e-4 * sqrt(batch_size / 256)
+    warmup: float = 0.15  # share of the steps over which the learning rate rises
+    weight_decay: float = 1e-5
+    precision: Precision = "no"  # of forward and backward passes; weights and loss are float32
+    seed: int = 0  # of initial weights, order of samples, flips
+    workers: int = 2  # processes of each process that read samples
+    held_out: int | None = None  # samples kept from training for evaluation; None for a twentieth, at most 64
+    eval_every: int = 500  # steps
+    checkpoint_every: int = 100  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulation {self.accumulation}")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps, 0 <= warmup < 1, got {self.warmup}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f"held_out must be at least 1, got {self.held_out}")
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or what the batch size makes of the authors' base rate."""
+        return BASE_RATE * math.sqrt(self.batch_size / BASE_BATCH) if self.lr is None else self.lr
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return warmed_up_cosine(step, self.steps, round(self.warmup * self.steps), self.peak_lr, FLOOR_RATE)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named recipe: so many steps, or so many times through the samples."""
+
+    batch_size: int
+    steps: int | None = None
+    epochs: int | None = None
+
+    def config(self, num_samples: int, **given: Any) -> TrainConfig:
+        """For a number of samples; what is given takes the place of the recipe's."""
+        batch_size = given.get("batch_size", self.batch_size)
+        steps = self.steps or max((self.epochs or 1) * num_samples // batch_size, 1)
+        return replace(TrainConfig(steps=steps, batch_size=batch_size), **given)
+
+
+TRAIN_PRESETS = {
+    "released": Preset(batch_size=128, steps=50_000),  # the authors' script: 16 pairs on each of 8 GPUs
+    "paper": Preset(batch_size=64, epochs=10),  # section 5: of 10,000 VOC images
+    "quick": Preset(batch_size=8, steps=2_000),  # to see that all is well
+}
+DISTIL_PRESETS = {
+    "paper": Preset(batch_size=512, epochs=5),  # of ImageNet-1k, 64 images on each of 8 GPUs
+    "quick": Preset(batch_size=8, steps=2_000),
+}

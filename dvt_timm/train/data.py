@@ -1,0 +1,168 @@
+"""What stages 2 and 3 read: pairs of features from a store or solved on the fly, images; and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..images import ImageError, Preprocessing, check_aspect, read_image
+from ..offline import ImageFitter
+
+Sample = Any  # a tensor, or a tuple of tensors
+Transform = Callable[[Sample, torch.Generator], Sample]
+MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # at most, and one in so many
+
+
+class Samples(Protocol):
+    """A map-style dataset of known length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Sample: ...
+
+
+class OnlinePairs:
+    """Pairs (raw, clean) [h, w, C] whose targets are solved each time that they are asked for.
+
+    Raises:
+        ImageError: when a pair is asked for whose image cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[Path], fitter: ImageFitter) -> None:
+        self.paths, self.fitter = list(paths), fitter
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        path = self.paths[i]
+        image = read_image(path)
+        check_aspect(path, image)
+        try:
+            solution = self.fitter(image)
+        except (RuntimeError, ValueError) as error:
+            raise ImageError(f"{path}: {error}") from error
+        return solution.raw.float(), solution.semantics.float()
+
+
+class Images:
+    """Images [3, H, W], squeezed to one size as in stage 1, normalised.
+
+    Raises:
+        ImageError: when an image is asked for that cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, size: tuple[int, int]) -> None:
+        """size: (H, W) in pixels."""
+        self.paths, self.preprocessing, self.size = list(paths), preprocessing, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        image = read_image(self.paths[i])
+        check_aspect(self.paths[i], image)
+        return self.preprocessing.to_tensor(self.preprocessing.squeeze(image, self.size))[0]
+
+
+def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Every other image flipped left to right."""
+    return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
+
+
+def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int], list[int]]:
+    """(indices to train on, indices held out), drawn at random.
+
+    Raises:
+        ValueError: if nothing is left to train on.
+    """
+    count = held_out or min(max(len(samples) // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
+    if len(samples) <= count:
+        raise ValueError(
+            f"{len(samples)} samples are too few to hold {count} out and train on the rest; give more images"
+        )
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[count:]), sorted(order[:count])
+
+
+class Stream(Dataset[Sample]):
+    """Samples gone through again and again, each time in another order; what is at a position is always the same."""
+
+    def __init__(self, samples: Samples, indices: Sequence[int], seed: int, transform: Transform | None) -> None:
+        self.samples, self.indices, self.seed, self.transform = samples, indices, seed, transform
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, place = divmod(position, len(self.indices))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.indices), generator=generator)
+        sample = self.samples[self.indices[int(self._order[place])]]
+        if self.transform is None:
+            return sample
+        return self.transform(sample, torch.Generator().manual_seed(derived_seed(self.seed, epoch, place)))
+
+
+class Positions(Sampler[list[int]]):
+    """The positions of one process's batches, from a step on; together the processes take those of every step once."""
+
+    def __init__(self, first: int, last: int, batch_size: int, accumulation: int, rank: int, num_ranks: int) -> None:
+        """first, last: steps, the latter not included; batch_size: of all processes and accumulated batches."""
+        self.steps, self.batch_size = range(first, last), batch_size
+        self.accumulation, self.rank, self.num_ranks = accumulation, rank, num_ranks
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // (self.accumulation * self.num_ranks)
+        for step in self.steps:
+            for part in range(self.accumulation):
+                start = step * self.batch_size + (part * self.num_ranks + self.rank) * size
+                yield list(range(start, start + size))
+
+
+def loader(stream: Stream, positions: Positions, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    """Batches of a stream, read ahead by `workers` processes."""
+    return DataLoader(
+        stream,
+        batch_sampler=positions,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Stack samples, part by part.
+
+    Raises:
+        ValueError: if their shapes differ.
+    """
+    if isinstance(samples[0], tuple):
+        return tuple(collate(parts) for parts in zip(*samples, strict=True))
+    shapes = sorted({tuple(sample.shape) for sample in samples})
+    if len(shapes) > 1:
+        raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit without --keep-aspect")
+    return torch.stack(list(samples))
+
+
+def digest_of(names: Iterable[object]) -> str:
+    """SHA-256 of a list of names."""
+    return hashlib.sha256("\n".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of its own for every combination of whole numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 0x9E3779B97F4A7C15 + number + 1) & (2**63 - 1)
+    return seed

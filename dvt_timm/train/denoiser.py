@@ -1,0 +1,100 @@
+"""Stage 2: a denoiser head learns to predict clean features from raw ones (arXiv 2401.02957, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import plain_model, save_head
+from ..files import CommandError
+from ..head import DenoiserHead
+from ..offline import FeatureStore
+from ..registry import backbone_name
+from .data import OnlinePairs, Sample, Transform, digest_of
+from .loop import Batch
+
+
+class DenoiserStage:
+    """A new head, and the pairs (raw, clean) that it learns from.
+
+    Args:
+        samples: a store, or pairs solved on the fly.
+        base: timm name of the backbone whose features they are.
+        grid_size: (height, width) of its position embedding; of the first pair by default.
+        num_blocks: of the head.
+        stride: distance of two patches in pixels, None for the patch size.
+        seed: of the initial weights.
+
+    Raises:
+        CommandError: if the store is empty, or belongs to another backbone.
+        ValueError: if timm knows no ViT `base`.
+    """
+
+    transform: Transform | None = None
+
+    def __init__(
+        self,
+        samples: FeatureStore | OnlinePairs,
+        base: str,
+        *,
+        grid_size: Sequence[int] | None = None,
+        num_blocks: int = 1,
+        stride: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.base, self.samples, self.stride = backbone_name(base), samples, stride
+        dim = plain_model(self.base).embed_dim
+        if isinstance(samples, FeatureStore):
+            self._check_store(samples)
+            self.stride = samples.settings["stride"][0]
+        self.workers = isinstance(samples, FeatureStore)
+        h, w, C = samples[0][0].shape
+        if dim != C:
+            raise CommandError(f"the features are {C} channels wide, {self.base} has {dim}; name the base they are of")
+        torch.manual_seed(seed)
+        self.module = DenoiserHead(dim, grid_size or (h, w), num_blocks)
+
+    def _check_store(self, store: FeatureStore) -> None:
+        if not len(store):
+            raise CommandError(f"{store.folder} holds no image; fill it with `dvt-timm fit`")
+        made_of = backbone_name(store.settings["model"])
+        if made_of != self.base:
+            raise CommandError(
+                f"{store.folder} holds features of {made_of}, not of {self.base}; name that as --base, or fit another "
+                "store"
+            )
+        layer = store.settings["views"]["layer"]
+        if layer not in (-1, len(plain_model(self.base).blocks) - 1):
+            raise CommandError(
+                f"{store.folder} holds features of block {layer}; a head denoises the last one's: fit without --layer"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs into one folder must agree on, besides their numbers."""
+        samples = self.samples
+        names = [e.sha256 for e in samples.entries] if isinstance(samples, FeatureStore) else samples.paths
+        return {"stage": 2, "base": self.base, "head": self.module.config, "samples": digest_of(names)}
+
+    def batch(self, sample: Sample) -> Batch:
+        """Of pairs (raw, clean) [B, h, w, C]."""
+        raw, clean = (_at_least_float32(part) for part in sample)
+        return Batch(raw, raw, clean)
+
+    def save(self, module: Any, folder: Path) -> None:
+        """As `save_head`."""
+        save_head(module, folder, base=self.base, stride=self.stride)
+
+    def picture(self, index: int) -> Path | None:
+        """The image that a pair was computed from."""
+        if isinstance(self.samples, FeatureStore):
+            return Path(self.samples.entries[index].image)
+        return self.samples.paths[index]
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -1,0 +1,98 @@
+"""Stage 3: the whole ViT learns the denoised features, and needs no head any more (arXiv 2401.02957, supplement)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..images import preprocessing_of
+from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
+from ..offline.run import fingerprint
+from ..registry import backbone_name
+from ..saved import save_model
+from .data import Images, Sample, Transform, digest_of, mirrored
+from .loop import Batch
+
+DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
+LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # of a classifier, which patch features do not reach
+
+
+class PatchFeatures(nn.Module):
+    """A plain ViT as a function from images [B, 3, H, W] to patch features [B, h, w, C] after the final norm."""
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.vit.forward_features(pixels)[:, self.vit.num_prefix_tokens :]
+        grid = self.vit.patch_embed.dynamic_feat_size(tuple(pixels.shape[2:]))
+        return patches.reshape(len(pixels), *grid, -1)
+
+
+class DistillStage:
+    """A denoised ViT that teaches, a plain copy of its backbone that learns, and images.
+
+    Args:
+        teacher: a denoised model with its weights.
+        paths: of images.
+        size: (height, width) in pixels that images are squeezed to; the model's own by default.
+        grad_checkpointing: keep less for the backward pass, and compute it again.
+        device: of the teacher.
+    """
+
+    workers = True
+    transform: Transform | None = staticmethod(mirrored)
+
+    def __init__(
+        self,
+        teacher: DenoisedVisionTransformer | DenoisedEva,
+        paths: Sequence[Path],
+        *,
+        size: tuple[int, int] | None = None,
+        grad_checkpointing: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        student: Any = undenoise(copy.deepcopy(teacher))
+        arch, tag = (student.pretrained_cfg.get(key) for key in ("architecture", "tag"))
+        self.base = backbone_name(f"{arch}.{tag}" if tag else arch)
+        new_tag = f"{tag}_{DISTILLED}" if tag else DISTILLED
+        student.pretrained_cfg = student.default_cfg = {**student.pretrained_cfg, "tag": new_tag}
+        student.set_grad_checkpointing(grad_checkpointing)
+        for name in LABEL_PARTS:
+            if getattr(student, name, None) is not None:
+                getattr(student, name).requires_grad_(False)
+        self.module = PatchFeatures(student)
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self.samples = Images(paths, preprocessing_of(teacher, None), size or tuple(teacher.patch_embed.img_size))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs into one folder must agree on, besides their numbers."""
+        return {
+            "stage": 3,
+            "base": self.base,
+            "weights_sha256": fingerprint(self.teacher),
+            "head_sha256": fingerprint(self.teacher.denoiser, skipped=()),
+            "size": list(self.samples.size),
+            "samples": digest_of(self.samples.paths),
+        }
+
+    @torch.no_grad()
+    def batch(self, sample: Sample) -> Batch:
+        """Of images [B, 3, H, W]."""
+        raw = plain_intermediates(self.teacher, sample, -1).permute(0, 2, 3, 1)
+        return Batch(sample, raw, self.teacher.denoiser(raw))
+
+    def save(self, module: Any, folder: Path) -> None:
+        """As `save_model`."""
+        save_model(module.vit, folder)
+
+    def picture(self, index: int) -> Path | None:
+        """An image's own file."""
+        return self.samples.paths[index]

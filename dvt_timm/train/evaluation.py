@@ -1,0 +1,43 @@
+"""How good predicted maps are, on samples that took no part in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..evaluate import position_leakage
+from .loss import feature_losses
+
+Evaluation = dict[str, float]
+FEWEST_MAPS = 4  # that leakage is measured on
+
+
+def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Evaluation:
+    """Distance to the targets, and position that is left.
+
+    Args:
+        predicted: maps [h, w, C] of any grids, on the CPU.
+        target: maps without artifacts.
+
+    Returns:
+        "loss", "mse" and "cosine": the training loss and its terms, the mean over maps;
+        "error": squared error over the variance of the targets' patches;
+        "leakage x", "leakage y", "leakage |x|", "leakage |y|": R2 of a linear probe of position fitted on the first
+        half of the predicted maps and tested on the others; only if there are four maps or more.
+    """
+    losses = [feature_losses(p[None], t[None]) for p, t in zip(predicted, target, strict=True)]
+    means = {term: torch.stack([getattr(each, term) for each in losses]).mean().item() for term in ("mse", "cosine")}
+    scores = {"loss": means["mse"] + means["cosine"], **means, "error": _relative_error(predicted, target)}
+    if len(predicted) >= FEWEST_MAPS:
+        half = len(predicted) // 2
+        leakage = position_leakage(predicted[:half], predicted[half:])
+        scores |= {f"leakage {place}": r2 for place, r2 in leakage.items()}
+    return scores
+
+
+def _relative_error(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> float:
+    predictions, targets = (torch.cat([m.double().flatten(0, 1) for m in maps]) for maps in (predicted, target))
+    spread = (targets - targets.mean(dim=0)).square().sum()
+    return ((predictions - targets).square().sum() / spread).item()

@@ -1,0 +1,61 @@
+"""What a run says of itself as it goes: lines of JSON, and TensorBoard if it is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..files import replacing
+
+LOG, BOARD = "log.jsonl", "tensorboard"
+
+
+class RunLog:
+    """Numbers of a run, appended to `log.jsonl` and `tensorboard/`."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """step: of the checkpoint that the run goes on from; what was written after it is dropped."""
+        self.path = run / LOG
+        _drop_after(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._board: Any = None
+        else:
+            self._board = SummaryWriter(run / BOARD, purge_step=step + 1)
+
+    def write(self, step: int, group: str, numbers: dict[str, float]) -> None:
+        """One line: `{"step": ..., "group": ..., name: number, ...}`."""
+        self._file.write(json.dumps({"step": step, "group": group, **numbers}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, number in numbers.items():
+                self._board.add_scalar(f"{group}/{name}", number, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, without one that a killed run left half written."""
+    path = run / LOG
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [line for line in read_log(path.parent) if line["step"] <= step]
+    with replacing(path) as scratch:
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,295 @@
+"""The loop that stages 2 and 3 share: steps, evaluation, checkpoints; a run that was killed goes on to the same end.
+
+Nothing is drawn from a generator whose state would have to be kept: the samples of a step, their flips and whatever a
+model draws follow from the seed and the number of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import viz
+from ..files import CommandError, replacing
+from ..images import ImageError, read_image
+from .checkpoint import read_checkpoint, write_checkpoint
+from .config import BETAS, TrainConfig
+from .data import Positions, Sample, Samples, Stream, Transform, collate, derived_seed, loader, split
+from .evaluation import Evaluation, evaluate
+from .log import RunLog
+from .loss import feature_losses
+from .watch import Clock, Signals
+
+CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
+LOG_EVERY = 10  # steps
+NUM_PICTURES = 4
+
+
+class Batch(NamedTuple):
+    """What a step learns from; maps are [B, h, w, C]."""
+
+    inputs: Tensor  # of the module: raw maps, or images [B, 3, H, W]
+    raw: Tensor  # maps of the backbone without a denoiser
+    target: Tensor  # maps without artifacts
+
+
+class Stage(Protocol):
+    """What differs between stages 2 and 3."""
+
+    transform: Transform | None  # of a sample, in training
+    workers: bool  # whether other processes can read samples
+    base: str  # timm name of the backbone
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: Batch.inputs -> predicted maps."""
+
+    @property
+    def samples(self) -> Samples:
+        """What is held out and what is trained on."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs into one folder must agree on, besides their numbers."""
+
+    def batch(self, sample: Sample) -> Batch:
+        """What collated samples, on the device, stand for."""
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        """Write a trained module."""
+
+    def picture(self, index: int) -> Path | None:
+        """The image file of a sample, if there is one."""
+
+
+class RunInterruptedError(CommandError):
+    """Stopped by a signal, its checkpoint written."""
+
+
+class Trainer:
+    """One run: what to train, its numbers, its folder.
+
+    Args:
+        stage: its other models are on the accelerator's device.
+        config: the numbers.
+        run: a folder that the caller has made and holds.
+        accelerator: devices, precision and processes.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: if the batch cannot be divided among the processes, or there are too few samples.
+        CommandError: if the checkpoint is damaged or does not fit.
+    """
+
+    def __init__(self, stage: Stage, config: TrainConfig, run: Path, accelerator: Any, progress: bool = False) -> None:
+        parts = config.accumulation * accelerator.num_processes
+        if config.batch_size % parts:
+            raise ValueError(
+                f"batch_size {config.batch_size} must be a multiple of {parts}: {config.accumulation} accumulated "
+                f"batches of {accelerator.num_processes} processes"
+            )
+        self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
+        self.step, self.best = 0, Evaluation()
+        trained, self.held_out = split(stage.samples, config.held_out, config.seed)
+        self.stream = Stream(stage.samples, trained, config.seed, stage.transform)
+        parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
+        self._resume()
+        self._unseen: list[Batch] = []  # held-out samples, one each, on the CPU
+        self._clock = Clock(accelerator.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, without what accelerate wraps it in."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def train(self) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            CommandError: if the loss is not finite or nothing can be written; the last checkpoint is intact.
+            RunInterruptedError: on SIGINT or SIGTERM.
+        """
+        with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log:
+            batches = iter(self._loader())
+            bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=None if self.progress else True)
+            while self.step < self.config.steps:
+                self._take_step(batches)
+                bar.update()
+                stop = signals.received and self.accelerator.num_processes == 1
+                if stop or self._due(LOG_EVERY, self.config.eval_every, self.config.checkpoint_every):
+                    numbers, stop = self._numbers(signals.received)
+                    log.write(self.step, "train", numbers)
+                    bar.set_postfix(loss=f"{numbers['loss']:.4f}")
+                if self._due(self.config.eval_every):
+                    self._evaluate(log)
+                if stop or self._due(self.config.eval_every, self.config.checkpoint_every):
+                    self._write_checkpoint()
+                if stop:
+                    raise RunInterruptedError(
+                        f"interrupted after step {self.step} of {self.config.steps}; run the same again to go on"
+                    )
+            bar.close()
+
+    def unseen(self) -> list[Batch]:
+        """The held-out samples, one each, on the CPU."""
+        if not self._unseen:
+            with torch.no_grad():
+                batches = (self._batch(collate([self.stage.samples[i]])) for i in self.held_out)
+                self._unseen = [Batch(*(part.cpu() for part in batch)) for batch in batches]
+        return self._unseen
+
+    def _loader(self) -> Any:
+        config, accelerator = self.config, self.accelerator
+        ranks = (accelerator.process_index, accelerator.num_processes)
+        positions = Positions(self.step, config.steps, config.batch_size, config.accumulation, *ranks)
+        workers = config.workers if self.stage.workers else 0
+        return loader(self.stream, positions, workers, pin_memory=accelerator.device.type == "cuda")
+
+    def _take_step(self, batches: Iterator[Sample]) -> None:
+        torch.manual_seed(derived_seed(self.config.seed, self.step, self.accelerator.process_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        self.model.train()
+        for _ in range(self.config.accumulation):
+            with self._clock.waiting():
+                sample = _next(batches)
+            batch = self._batch(sample)
+            with self.accelerator.accumulate(self.model):
+                losses = feature_losses(self.model(batch.inputs), batch.target)
+                self.accelerator.backward(losses.total)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self._clock.add(len(batch.inputs), torch.stack(losses).detach())
+        self.step += 1
+
+    def _batch(self, sample: Sample) -> Batch:
+        return self.stage.batch(_moved(sample, self.accelerator.device))
+
+    def _due(self, *every: int) -> bool:
+        return self.step == self.config.steps or any(self.step % steps == 0 for steps in every)
+
+    def _numbers(self, stop: bool) -> tuple[dict[str, float], bool]:
+        """What the log says of the last steps, and whether any process is to stop."""
+        seconds, waiting, samples, losses = self._clock.lap()
+        shared = torch.cat([losses, losses.new_tensor([stop])])
+        mse, cosine, stop_share = self.accelerator.reduce(shared, "mean").tolist()
+        if not math.isfinite(mse + cosine):
+            raise CommandError(
+                f"the loss is not finite at step {self.step} or shortly before; the checkpoint in {self.run} is "
+                "intact. Lower --lr, or leave --precision fp16, and check the features"
+            )
+        numbers = {
+            "loss": mse + cosine,
+            "mse": mse,
+            "cosine": cosine,
+            "lr": self.config.rate(self.step - 1),
+            "samples/s": samples * self.accelerator.num_processes / seconds,
+            "waiting": waiting / seconds,
+        }
+        return numbers, stop_share > 0
+
+    def _evaluate(self, log: Any) -> None:
+        """Measure held-out samples, draw some, and keep the weights if they are the best so far."""
+        if self.accelerator.is_main_process:
+            predicted = self._predicted()
+            scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()])
+            log.write(self.step, "held out", scores)
+            self._draw(predicted)
+            if scores["loss"] < self.best.get("loss", math.inf):
+                self.best = {"step": self.step, **scores}
+                _written(self.stage.save, self.module, self.run)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _predicted(self) -> list[Tensor]:
+        self.module.eval()
+        inputs = (batch.inputs.to(self.accelerator.device) for batch in self.unseen())
+        return [self.module(each)[0].cpu() for each in inputs]
+
+    def _draw(self, predicted: list[Tensor]) -> None:
+        for index, fmap, batch in list(zip(self.held_out, predicted, self.unseen(), strict=True))[:NUM_PICTURES]:
+            path = self.stage.picture(index)
+            if path is None or not path.is_file():
+                continue
+            maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}
+            panel = viz.feature_panel(np.asarray(read_image(path)), maps)
+            _written(_save_picture, panel, self.run / PICTURES / f"{self.step:06d}-{path.stem}.png")
+
+    def _write_checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            write_checkpoint(self.run / CHECKPOINT, state)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self.run / CHECKPOINT)
+        if state is None:
+            return
+        try:
+            self.step, self.best = state["step"], state["best"]
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CommandError(
+                f"{self.run / CHECKPOINT} does not fit this run ({error}); remove it to begin anew"
+            ) from error
+
+
+class _NoLog:
+    """Of processes other than the first."""
+
+    def write(self, step: int, group: str, numbers: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _log(run: Path, step: int, accelerator: Any) -> RunLog | _NoLog:
+    return RunLog(run, step) if accelerator.is_main_process else _NoLog()
+
+
+def _next(batches: Iterator[Sample]) -> Sample:
+    try:
+        return next(batches)
+    except (ImageError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]  # of a traceback, where another process read
+        raise CommandError(f"cannot read a sample: {reason}; mend that and run the same again") from error
+
+
+def _moved(sample: Sample, device: torch.device) -> Sample:
+    if isinstance(sample, tuple):
+        return tuple(_moved(part, device) for part in sample)
+    return sample.to(device, non_blocking=True)
+
+
+def _save_picture(panel: Any, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with replacing(target) as scratch:
+        Image.fromarray(panel).save(scratch)
+
+
+def _written(write: Any, *arguments: Any) -> None:
+    """Call what writes files; CommandError if it cannot."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        raise CommandError(f"cannot write results: {error}; the checkpoint is kept, run the same again") from error

@@ -1,0 +1,34 @@
+"""What stages 2 and 3 minimise: squared error and cosine distance to the clean features (the authors' scripts)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+
+
+class Losses(NamedTuple):
+    """Scalars."""
+
+    mse: Tensor  # mean over patches and channels
+    cosine: Tensor  # 1 - cosine, mean over patches
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum, which training minimises."""
+        return self.mse + self.cosine
+
+
+def feature_losses(predicted: Tensor, target: Tensor) -> Losses:  # [B, h, w, C] both
+    """How far predicted features are from the target, in float32 at least.
+
+    Raises:
+        ValueError: if their shapes differ.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted and target features differ in shape: {[*predicted.shape]} and {[*target.shape]}")
+    dtype = torch.promote_types(predicted.dtype, torch.float32)
+    predicted, target = predicted.to(dtype), target.to(dtype)
+    return Losses(mse_loss(predicted, target), 1 - cosine_similarity(predicted, target, dim=-1).mean())

@@ -1,0 +1,144 @@
+"""Runs of stages 2 and 3: a folder that is taken up where it was left, and holds the result at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..card import eval_results, render_card
+from ..files import CommandError, alone_in, check_settings, read_json, replacing, write_json
+from ..hub import CONFIG_NAME
+from ..models import DenoisedEva, DenoisedVisionTransformer
+from ..offline import FeatureStore
+from .config import TrainConfig
+from .data import OnlinePairs
+from .denoiser import DenoiserStage
+from .distill import DistillStage
+from .evaluation import evaluate
+from .loop import Stage, Trainer
+
+SETTINGS, METRICS, CARD, LAST = "train.json", "metrics.json", "README.md", "last"
+DIGITS = 4  # of metrics
+FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
+
+
+def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
+    """Devices, precision and processes of a run.
+
+    Args:
+        config: its numbers.
+        device: "cpu" keeps off the GPUs.
+
+    Raises:
+        CommandError: if accelerate is not installed, or the precision is not to be had.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise CommandError("training needs accelerate; pip install 'dvt-timm[train]'") from error
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    try:
+        return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
+    except ValueError as error:
+        raise CommandError(f"cannot train with precision {config.precision}: {error}") from error
+
+
+def train_denoiser(
+    samples: FeatureStore | OnlinePairs,
+    base: str,
+    run: Path,
+    config: TrainConfig,
+    *,
+    accelerator: Any = None,
+    progress: bool = False,
+    **options: Any,
+) -> None:
+    """Stage 2: train a head, and write it to a folder as `save_head` does, with a card and metrics.
+
+    Args:
+        samples: an open store, or pairs solved on the fly.
+        base: timm name of the backbone whose features they are.
+        run: the folder; one of the same settings is taken up where it was left.
+        config: the numbers.
+        accelerator: from `make_accelerator(config)`, which is the default.
+        progress: whether to show a bar.
+        options: further arguments of `DenoiserStage`.
+
+    Raises:
+        CommandError: if samples, base and folder do not go together, the loss is not finite, or nothing can be
+            written; the last checkpoint is intact.
+        RunInterruptedError: on SIGINT or SIGTERM, the checkpoint written.
+        ImageError: if the image of a pair solved on the fly cannot be read.
+        ValueError: on too few samples, samples of several sizes, a damaged store, or numbers that do not fit.
+    """
+    stage = DenoiserStage(samples, base, seed=config.seed, **options)
+    _run(stage, run, config, accelerator or make_accelerator(config), progress)
+
+
+def distill(
+    teacher: DenoisedVisionTransformer | DenoisedEva,
+    images: Sequence[Path],
+    run: Path,
+    config: TrainConfig,
+    *,
+    accelerator: Any = None,
+    progress: bool = False,
+    **options: Any,
+) -> None:
+    """Stage 3: train a plain ViT to give a denoised one's features, and write it to a folder as `save_model` does.
+
+    Args:
+        teacher: a denoised model with its weights.
+        images: files.
+        run: the folder; one of the same settings is taken up where it was left.
+        config: the numbers.
+        accelerator: from `make_accelerator(config)`, which is the default.
+        progress: whether to show a bar.
+        options: further arguments of `DistillStage`.
+
+    Raises:
+        as `train_denoiser`.
+    """
+    accelerator = accelerator or make_accelerator(config)
+    stage = DistillStage(teacher, images, device=accelerator.device, **options)
+    _run(stage, run, config, accelerator, progress)
+
+
+def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progress: bool) -> None:
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(alone_in(run, kept="its checkpoint and best weights"))
+            numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
+            check_settings(run / SETTINGS, {"version": 1, **stage.settings, **numbers})
+        accelerator.wait_for_everyone()
+        trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
+        trainer.train()
+        if accelerator.is_main_process:
+            _finish(trainer)
+    accelerator.wait_for_everyone()
+
+
+def _finish(trainer: Trainer) -> None:
+    """The last weights beside the best ones, metrics and a card."""
+    run, stage = trainer.run, trainer.stage
+    stage.save(trainer.module, run / LAST)
+    metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
+    write_json(run / METRICS, metrics)
+    config = {**read_json(run / CONFIG_NAME), "base": stage.base}
+    card = render_card(config, f"local-dir:{run}", eval_results(metrics))
+    with replacing(run / CARD) as scratch:
+        scratch.write_text(str(card), encoding="utf-8")
+
+
+def _results(trainer: Trainer) -> dict[str, float]:
+    """The best weights' scores on the held-out samples, and those of the features without a denoiser."""
+    pairs = trainer.unseen()
+    before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
+    scores = {name: score for name, score in trainer.best.items() if name != "step"}
+    scores |= {f"{name}, raw features": score for name, score in before.items()}
+    return {name: round(score, DIGITS) for name, score in scores.items()}

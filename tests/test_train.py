@@ -1,0 +1,586 @@
+"""Stages 2 and 3: the method as written, resumable to the bit, and a clear end where it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from helpers import TINY, full_disk, same_weights
+from PIL import Image
+from test_store import fitter, photos
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import dvt_timm
+from dvt_timm.files import CommandError, alone_in
+from dvt_timm.images import ImageError
+from dvt_timm.offline import FeatureStore, open_store
+from dvt_timm.offline.run import settings_of
+from dvt_timm.offline.store import StoreWriter, writing
+from dvt_timm.train import (
+    DenoiserStage,
+    DistillStage,
+    OnlinePairs,
+    RunInterruptedError,
+    TrainConfig,
+    distill,
+    feature_losses,
+    make_accelerator,
+    train_denoiser,
+)
+from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
+from dvt_timm.train.data import Positions, Stream, collate, split
+from dvt_timm.train.log import read_log
+from dvt_timm.train.loop import CHECKPOINT, Trainer
+
+GRID, DIM = (4, 4), 64
+SHORT = TrainConfig(steps=6, batch_size=4, lr=1e-3, warmup=0.2, workers=0, eval_every=4, checkpoint_every=2)
+KILLS = 4
+
+
+def planted(
+    count: int, dtype: torch.dtype = torch.float32, grid: tuple[int, int] = GRID
+) -> list[tuple[Tensor, Tensor]]:
+    """(raw, clean): content of random directions, and one artifact for all."""
+    draw = torch.Generator().manual_seed(0)
+    artifact = torch.randn(*grid, DIM, generator=draw)
+    clean = [torch.randn(*grid, DIM, generator=draw) for _ in range(count)]
+    return [((each + artifact).to(dtype), each.to(dtype)) for each in clean]
+
+
+def store_of(folder: Path, pairs: list[tuple[Tensor, Tensor]], **changed: Any) -> FeatureStore:
+    """A store that holds given pairs, of the tiny model."""
+    with writing(folder, {**settings_of(fitter(), half=False), **changed}):
+        writer = StoreWriter(folder)
+        for i, (raw, clean) in enumerate(pairs):
+            writer.add(f"{i:064x}", Path(f"{i}.png"), raw, clean, {})
+        writer.close()
+    return open_store(folder)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return store_of(tmp_path / "store", planted(12))
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """The last ones."""
+    return torch.load(run / CHECKPOINT, weights_only=True)["module"]
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def teacher(**options: Any) -> Any:
+    """A tiny denoised model, whose head changes something."""
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, img_size=64, dynamic_img_size=True, denoiser={"grid_size": [4, 4]}, **options)
+    return model.eval()
+
+
+class TestMethod:
+    def test_losses(self) -> None:
+        predicted, target = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+        losses = feature_losses(predicted, target)
+        p, t = predicted.reshape(-1, 5), target.reshape(-1, 5)
+        cosines = (p * t).sum(dim=1) / (p.norm(dim=1) * t.norm(dim=1))
+        torch.testing.assert_close(losses.mse, ((p - t) ** 2).mean())
+        torch.testing.assert_close(losses.cosine, (1 - cosines).mean())
+        torch.testing.assert_close(losses.total, losses.mse + losses.cosine)
+        assert feature_losses(predicted.half(), target.half()).mse.dtype == torch.float32
+        with pytest.raises(ValueError, match="differ in shape"):
+            feature_losses(predicted, target[:1])
+
+    def test_learning_rate(self) -> None:
+        config = TrainConfig(steps=1000, batch_size=64)
+        assert config.peak_lr == pytest.approx(1e-4)  # 2e-4 * sqrt(64 / 256)
+        assert [config.rate(step) for step in (0, 75, 150)] == pytest.approx([0, 0.5e-4, 1e-4])
+        assert config.rate(575) == pytest.approx((1e-4 + 1e-6) / 2)
+        assert config.rate(1000) == pytest.approx(1e-6)
+        assert TrainConfig(lr=3e-4).peak_lr == 3e-4
+
+    def test_presets(self) -> None:
+        assert TRAIN_PRESETS["released"].config(100) == TrainConfig(steps=50_000, batch_size=128)
+        assert TRAIN_PRESETS["paper"].config(10_000) == TrainConfig(steps=1562, batch_size=64)
+        assert TRAIN_PRESETS["paper"].config(10_000, batch_size=100).steps == 1000
+        assert TRAIN_PRESETS["paper"].config(10_000, steps=7) == TrainConfig(steps=7, batch_size=64)
+        assert DISTIL_PRESETS["paper"].config(1_281_167).steps == 5 * 1_281_167 // 512
+
+    def test_stage_2_is_what_the_method_says(self, tmp_path: Path) -> None:
+        """Five steps in float64 against the method written out."""
+        pairs = planted(5, torch.float64)
+        store = store_of(tmp_path / "store", pairs)
+        config = TrainConfig(steps=5, batch_size=4, workers=0, held_out=1, weight_decay=0.1)
+        stage = DenoiserStage(store, TINY)
+        stage.module.double()
+        (tmp_path / "run").mkdir()
+        trainer = Trainer(stage, config, tmp_path / "run", make_accelerator(config, "cpu"))
+        torch.manual_seed(0)
+        head = dvt_timm.DenoiserHead(DIM, GRID).double()
+        batches = [collate([trainer.stream[4 * step + i] for i in range(4)]) for step in range(5)]
+        losses = restated(head, lambda batch: batch, batches, config)
+        trainer.train()
+        for key, value in head.state_dict().items():
+            torch.testing.assert_close(trainer.module.state_dict()[key], value, rtol=1e-9, atol=1e-12)
+        assert losses[-1] < losses[0]
+
+    def test_stage_3_is_what_the_method_says(self, tmp_path: Path) -> None:
+        config = TrainConfig(steps=5, batch_size=4, workers=0, held_out=1, weight_decay=0.1)
+        stage = DistillStage(teacher(), photos(tmp_path / "photos", 5))
+        stage.module.double()
+        stage.teacher.double()
+        (tmp_path / "run").mkdir()
+        trainer = Trainer(DoubleImages(stage), config, tmp_path / "run", make_accelerator(config, "cpu"))
+        model, student = teacher().double(), teacher().double()
+        plain = VisionTransformer.forward_features
+        grid = GRID
+
+        def pair(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                raw = plain(model, pixels)[:, 1:].reshape(len(pixels), *grid, -1)
+                return pixels, model.denoiser(raw)
+
+        batches = [collate([trainer.stream[4 * step + i] for i in range(4)]).double() for step in range(5)]
+        forward = Forward(student)
+        restated(forward, pair, batches, config)
+        trainer.train()
+        for key, value in trainer.module.vit.state_dict().items():
+            torch.testing.assert_close(value, student.state_dict()[key], rtol=1e-8, atol=1e-11)
+        assert not torch.equal(student.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+
+
+class Forward(nn.Module):
+    """timm's own forward pass of a denoised model's backbone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(("denoiser", "head")))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = VisionTransformer.forward_features(self.model, pixels)
+        return tokens[:, self.model.num_prefix_tokens :].reshape(len(pixels), *GRID, -1)
+
+
+class DoubleImages:
+    """A stage whose images are float64."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def batch(self, sample: Tensor) -> Any:
+        return self._stage.batch(sample.double())
+
+
+def restated(
+    module: nn.Module, pair: Callable[[Any], tuple[Tensor, Tensor]], batches: list[Any], config: TrainConfig
+) -> list[float]:
+    """The method with nothing around it: AdamW written out. The losses."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    first = [torch.zeros_like(p) for p in parameters]
+    second = [torch.zeros_like(p) for p in parameters]
+    warm_up, peak, losses = round(0.15 * config.steps), 2e-4 * math.sqrt(config.batch_size / 256), []
+    for step, batch in enumerate(batches):
+        inputs, target = pair(batch)
+        predicted = module(inputs)
+        cosine = (predicted * target).sum(-1) / (predicted.norm(dim=-1) * target.norm(dim=-1))
+        loss = (predicted - target).pow(2).mean() + (1 - cosine).mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        progress = (step - warm_up) / (config.steps - warm_up)
+        cosine_rate = 1e-6 + (peak - 1e-6) * (1 + math.cos(math.pi * progress)) / 2
+        rate = peak * step / warm_up if step < warm_up else cosine_rate
+        with torch.no_grad():
+            for p, m, v, g in zip(parameters, first, second, gradients, strict=True):
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                p.mul_(1 - rate * config.weight_decay)
+                hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+                p.sub_(rate * hat[0] / (hat[1].sqrt() + 1e-8))
+        losses.append(loss.item())
+    return losses
+
+
+class TestDividing:
+    @pytest.mark.parametrize(("accumulation", "num_ranks"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+    def test_every_position_is_taken_once(self, accumulation: int, num_ranks: int) -> None:
+        parts = [list(Positions(3, 5, 8, accumulation, rank, num_ranks)) for rank in range(num_ranks)]
+        assert all(len(batch) == 8 // (accumulation * num_ranks) for part in parts for batch in part)
+        first = [batch for part in parts for batch in part[:accumulation]]
+        assert sorted(position for batch in first for position in batch) == list(range(24, 32))
+        assert sorted(position for part in parts for batch in part for position in batch) == list(range(24, 40))
+        assert len(Positions(3, 5, 8, accumulation, 0, num_ranks)) == 2 * accumulation
+
+    def test_accumulated_batches_are_one_batch(self, tmp_path: Path) -> None:
+        store = store_of(tmp_path / "store", planted(12, torch.float64))
+        states = []
+        for accumulation in (1, 2):
+            config = TrainConfig(steps=4, batch_size=4, accumulation=accumulation, workers=0)
+            stage = DenoiserStage(store, TINY)
+            stage.module.double()
+            run = tmp_path / f"run{accumulation}"
+            run.mkdir()
+            trainer = Trainer(stage, config, run, make_accelerator(config, "cpu"))
+            trainer.train()
+            states.append(trainer.module.state_dict())
+        for key, value in states[0].items():
+            torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-12)
+
+    def test_grad_checkpointing_changes_nothing(self, tmp_path: Path) -> None:
+        paths = photos(tmp_path / "photos", 6)
+        for name, checkpointing in (("a", False), ("b", True)):
+            distill(teacher(), paths, tmp_path / name, SHORT, grad_checkpointing=checkpointing)
+        a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("stage", ["train", "distil"])
+    def test_two_processes_are_one(self, stage: str, tmp_path: Path) -> None:
+        """Gloo, started as accelerate does: the weights are those of one process with the joined batch."""
+        store_of(tmp_path / "store", planted(12))
+        dvt_timm.save_model(teacher(), tmp_path / "teacher")
+        photos(tmp_path / "photos", 8)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+        states = []
+        for run, start in (("one", [sys.executable]), ("two", launch)):
+            command = [*start, str(script_of(tmp_path)), stage, run]
+            subprocess.run(command, cwd=tmp_path, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            states.append(weights(tmp_path / run))
+        for key, value in states[0].items():
+            torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import timm, dvt_timm
+from dvt_timm.offline import open_store
+from dvt_timm.train import TrainConfig, distill, make_accelerator, train_denoiser
+stage, run = sys.argv[1:]
+config = TrainConfig(steps=6, batch_size=4, lr=1e-3, workers=0)
+accelerator = make_accelerator(config, "cpu")
+if stage == "train":
+    train_denoiser(open_store("store"), "test_vit.r160_in1k", Path(run), config, accelerator=accelerator)
+else:
+    teacher = timm.create_model("local-dir:teacher", pretrained=True)
+    distill(teacher, sorted(Path("photos").iterdir()), Path(run), config, accelerator=accelerator)
+"""
+
+
+def script_of(folder: Path) -> Path:
+    path = folder / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+class TestData:
+    def test_a_stream_shuffles_every_epoch_anew(self) -> None:
+        stream = Stream(list(range(10)), [2, 3, 5, 7], seed=0, transform=None)
+        epochs = [[stream[4 * epoch + place] for place in range(4)] for epoch in range(6)]
+        assert all(sorted(epoch) == [2, 3, 5, 7] for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 2
+        assert [stream[4 + place] for place in range(4)] == epochs[1]
+
+    def test_flips_follow_from_the_position(self, tmp_path: Path) -> None:
+        stage = DistillStage(teacher(), photos(tmp_path / "photos", 4))
+        stream = Stream(stage.samples, range(4), 0, stage.transform)
+        flipped = 0
+        for position in range(32):
+            sample = stream[position]
+            assert torch.equal(sample, stream[position])
+            originals = [stage.samples[i] for i in range(4)]
+            (match,) = [o for o in originals if torch.equal(sample, o) or torch.equal(sample, o.flip(-1))]
+            flipped += not torch.equal(sample, match)
+        assert 8 <= flipped <= 24
+
+    def test_split(self) -> None:
+        trained, held_out = split(list(range(100)), None, seed=0)
+        assert len(held_out) == 5
+        assert sorted(trained + held_out) == list(range(100))
+        assert split(list(range(100)), None, seed=1)[1] != held_out
+        assert len(split(list(range(9999)), None, seed=0)[1]) == 64
+        with pytest.raises(ValueError, match="3 samples are too few to hold 3 out"):
+            split(list(range(3)), 3, seed=0)
+
+    def test_online_pairs_are_those_of_a_store(self, tmp_path: Path) -> None:
+        paths = photos(tmp_path / "photos", 3)
+        raw, clean = OnlinePairs(paths, fitter())[1]
+        solution = fitter()(Image.open(paths[1]))
+        assert torch.equal(raw, solution.raw)
+        assert torch.equal(clean, solution.semantics)
+
+    def test_shapes_of_a_batch(self) -> None:
+        with pytest.raises(ValueError, match="must have one shape"):
+            collate([torch.zeros(2, 3), torch.zeros(3, 2)])
+
+
+class TestResults:
+    def test_a_head_that_learns(self, store: FeatureStore, tmp_path: Path) -> None:
+        config = TrainConfig(steps=60, batch_size=8, lr=3e-3, workers=0, held_out=4, eval_every=20)
+        run = tmp_path / "run"
+        train_denoiser(store, TINY, run, config)
+        (metrics,) = json.loads((run / "metrics.json").read_text()).values()
+        assert metrics["error"] < 0.5 * metrics["error, raw features"]
+        lines = read_log(run)
+        held_out = [line for line in lines if line["group"] == "held out"]
+        assert [line["step"] for line in held_out] == [20, 40, 60]
+        assert min(line["loss"] for line in held_out) == pytest.approx(metrics["loss"], abs=1e-4)
+        assert [line["step"] for line in lines if line["group"] == "train"] == [10, 20, 30, 40, 50, 60]
+        assert list((run / "tensorboard").iterdir())
+        head = dvt_timm.load_head(run)
+        assert head.grid_size == GRID
+        assert same_weights(dvt_timm.load_head(run / "last").train(), head.train()) == (
+            held_out[-1]["loss"] == min(line["loss"] for line in held_out)
+        )
+        card = (run / "README.md").read_text()
+        assert f'denoiser="{run}"' in card
+        assert "| held-out images (4) | error |" in card
+        model = timm.create_model(TINY, denoiser=str(run), pretrained=False)
+        assert same_weights(model.denoiser.train(), head)
+
+    def test_pictures_of_the_same_images(self, tmp_path: Path) -> None:
+        paths = photos(tmp_path / "photos", 6)
+        run = tmp_path / "run"
+        distill(teacher(), paths, run, SHORT)
+        (stem,) = {path.stem.partition("-")[2] for path in (run / "pictures").iterdir()}
+        assert sorted(path.name for path in (run / "pictures").iterdir()) == [
+            f"000004-{stem}.png",
+            f"000006-{stem}.png",
+        ]
+
+    def test_what_stage_3_leaves_is_plain_timm(self, tmp_path: Path) -> None:
+        """Built by a process that does not know this package; its features have come closer to the teacher's."""
+        paths, model, run = photos(tmp_path / "photos", 8), teacher(), tmp_path / "run"
+        config = TrainConfig(steps=40, batch_size=4, lr=1e-3, workers=0, held_out=2, eval_every=20)
+        distill(model, paths, run, config)
+        (metrics,) = json.loads((run / "metrics.json").read_text()).values()
+        assert metrics["error"] < 0.7 * metrics["error, raw features"]
+        code = (
+            f"import timm, torch; model = timm.create_model('local-dir:{run}', pretrained=True).eval();"
+            "print(type(model).__name__, float(model.forward_features(torch.ones(1, 3, 64, 64)).double().sum()))"
+        )
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        ours = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
+        assert output[0] == type(ours).__name__ == "VisionTransformer"
+        expected = float(ours.forward_features(torch.ones(1, 3, 64, 64)).detach().double().sum())
+        assert float(output[1]) == pytest.approx(expected, rel=1e-5)
+        for name, parameter in ours.named_parameters():
+            assert torch.equal(parameter, model.state_dict()[name]) == name.startswith(("head.", "fc_norm.")), name
+        assert ours.pretrained_cfg["tag"] == "r160_in1k_distilled"
+
+    def test_the_same_again_does_nothing(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        before = weights(tmp_path / "run")
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        assert equal(weights(tmp_path / "run"), before)
+        assert [line["step"] for line in read_log(tmp_path / "run") if line["group"] == "held out"] == [4, 6]
+
+
+class TestResuming:
+    def test_a_signal_writes_the_checkpoint(self, store: FeatureStore, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(RunInterruptedError, match="interrupted after step 3 of 6"):
+            train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, SHORT)
+        assert torch.load(run / CHECKPOINT, weights_only=True)["step"] == 3
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        train_denoiser(store, TINY, run, SHORT)
+        train_denoiser(store, TINY, tmp_path / "whole", SHORT)
+        assert equal(weights(run), weights(tmp_path / "whole"))
+        assert same_weights(dvt_timm.load_head(run), dvt_timm.load_head(tmp_path / "whole"))
+
+    def test_the_log_goes_on_from_the_checkpoint(self, store: FeatureStore, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(RunInterruptedError):
+            train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, SHORT)
+        with (run / "log.jsonl").open("a") as log:
+            log.write('{"step": 5, "group": "train", "loss": 1.0}\n{"step": 6, "gro')
+        train_denoiser(store, TINY, run, SHORT)
+        assert [(line["step"], line["group"]) for line in read_log(run)] == [
+            (2, "train"), (3, "train"), (4, "train"), (4, "held out"), (6, "train"), (6, "held out")
+        ]  # fmt: skip
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("stage", ["train", "distil"])
+    def test_killed_again_and_again(self, stage: str, tmp_path: Path) -> None:
+        """kill -9 at random moments: the end is that of a run which nothing stopped, to the bit."""
+        run_stage(stage, tmp_path, "whole")
+        context, draw, killed = multiprocessing.get_context("fork"), random.Random(0), 0
+        for _ in range(KILLS):
+            child = context.Process(target=run_stage, args=(stage, tmp_path, "killed"))
+            child.start()
+            time.sleep(draw.uniform(0.2, 2.5))
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            killed += child.exitcode == -signal.SIGKILL
+        assert killed > 1
+        run_stage(stage, tmp_path, "killed")
+        assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+        for file in ("model.safetensors", "metrics.json"):
+            assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    def test_numbers_that_may_change_and_numbers_that_may_not(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, eval_every=3, checkpoint_every=1))
+        with pytest.raises(CommandError, match="was made with other settings: seed is 0, not 1"):
+            train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, seed=1))
+        other = store_of(tmp_path / "other", planted(11))
+        with pytest.raises(CommandError, match="samples is"):
+            train_denoiser(other, TINY, tmp_path / "run", SHORT)
+
+    @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
+    def test_a_damaged_checkpoint(self, content: bytes, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        (tmp_path / "run" / CHECKPOINT).write_bytes(content)
+        with pytest.raises(CommandError, match=r"checkpoint.pt is damaged .*remove it to begin anew"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT)
+
+    def test_a_checkpoint_that_would_run_code(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        torch.save({"step": Trap()}, tmp_path / "run" / CHECKPOINT)
+        with pytest.raises(CommandError, match="is damaged"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT)
+
+    def test_a_checkpoint_of_another_head(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        train_denoiser(store, TINY, tmp_path / "two", SHORT, num_blocks=2)
+        (tmp_path / "two" / CHECKPOINT).replace(tmp_path / "run" / CHECKPOINT)
+        with pytest.raises(CommandError, match="does not fit this run"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT)
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return os.system, ("false",)
+
+
+class InterruptingStore(FeatureStore):
+    """Sends Ctrl-C while a pair is read."""
+
+    def __init__(self, store: FeatureStore, after: int) -> None:
+        super().__init__(store.folder, store.settings, store.entries)
+        self.left = after + 1  # the first pair tells the size
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(i)
+
+
+def run_stage(stage: str, folder: Path, run: str) -> None:
+    config = TrainConfig(steps=40, batch_size=4, lr=1e-3, workers=1, eval_every=12, checkpoint_every=5)
+    if stage == "train":
+        if not (folder / "store").is_dir():
+            store_of(folder / "store", planted(12))
+        train_denoiser(open_store(folder / "store"), TINY, folder / run, config)
+    else:
+        distill(teacher(), photos(folder / "photos", 8), folder / run, config)
+
+
+class TestErrors:
+    def test_stores_that_do_not_fit(self, tmp_path: Path) -> None:
+        empty = store_of(tmp_path / "empty", [])
+        with pytest.raises(CommandError, match="holds no image"):
+            train_denoiser(empty, TINY, tmp_path / "run", SHORT)
+        other = store_of(tmp_path / "other", planted(4), model="vit_small_patch14_dinov2.lvd142m")
+        with pytest.raises(CommandError, match=r"holds features of vit_small_patch14_dinov2.lvd142m, not of test_vit"):
+            train_denoiser(other, TINY, tmp_path / "run", SHORT)
+        with pytest.raises(CommandError, match=r"64 channels wide, vit_small_patch14_dinov2.lvd142m has 384"):
+            train_denoiser(other, "vit_small_patch14_dinov2.lvd142m", tmp_path / "run", SHORT)
+        early = store_of(tmp_path / "early", planted(4), views={"layer": 1})
+        with pytest.raises(CommandError, match="holds features of block 1"):
+            train_denoiser(early, TINY, tmp_path / "run", SHORT)
+        with pytest.raises(ValueError, match="timm knows no model"):
+            train_denoiser(early, "nothing", tmp_path / "run", SHORT)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_shard_that_is_gone(self, store: FeatureStore, tmp_path: Path) -> None:
+        stage = DenoiserStage(store, TINY)
+        for shard in store.folder.glob("shard-*"):
+            shard.unlink()
+        assert stage.module.dim == DIM
+        with pytest.raises(ValueError, match=r"is gone; `dvt-timm fit` computes its images again"):
+            train_denoiser(FeatureStore(store.folder, store.settings, store.entries), TINY, tmp_path / "run", SHORT)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_feature_that_is_missing_is_no_other_one(self, workers: int, tmp_path: Path) -> None:
+        store = store_of(tmp_path / "store", planted(8) + planted(1, grid=(5, 4)))
+        with pytest.raises(CommandError, match=r"cannot read a sample: .*must have one shape"):
+            train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, workers=workers, seed=3))
+
+    def test_images_that_are_none(self, tmp_path: Path) -> None:
+        paths = photos(tmp_path / "photos", 6)
+        for path in paths[2:]:
+            path.write_bytes(b"no image")
+        with pytest.raises(CommandError, match=r"cannot read a sample: .*png: not a JPEG, PNG or WebP image"):
+            distill(teacher(), paths, tmp_path / "run", SHORT)
+        with pytest.raises(ImageError, match="not a JPEG"):
+            train_denoiser(OnlinePairs(paths[2:], fitter()), TINY, tmp_path / "online", SHORT)
+
+    def test_a_loss_that_is_not_finite(self, tmp_path: Path) -> None:
+        pairs = planted(12)
+        store, run = store_of(tmp_path / "store", pairs), tmp_path / "run"
+        train_denoiser(store, TINY, run, SHORT)
+        before = (run / CHECKPOINT).read_bytes()
+        pairs[3][1][0, 0, 0] = math.nan
+        broken = store_of(tmp_path / "broken", pairs)
+        with pytest.raises(CommandError, match=r"loss is not finite at step \d+ or shortly before"):
+            train_denoiser(broken, TINY, tmp_path / "nan", replace(SHORT, steps=40, checkpoint_every=1))
+        state = torch.load(tmp_path / "nan" / CHECKPOINT, weights_only=True)
+        assert all(bool(value.isfinite().all()) for value in state["module"].values())
+        assert (run / CHECKPOINT).read_bytes() == before
+
+    def test_a_full_disk(self, store: FeatureStore, tmp_path: Path) -> None:
+        run, config = tmp_path / "run", replace(SHORT, steps=20)
+        with pytest.raises(RunInterruptedError):
+            train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, config)
+        before = (run / CHECKPOINT).read_bytes()
+        with full_disk(100_000), pytest.raises(CommandError, match=r"cannot write .*(keep|kept)"):
+            train_denoiser(store, TINY, run, config)
+        assert (run / CHECKPOINT).read_bytes() == before
+        assert not list(run.glob(".*.checkpoint.pt"))
+        train_denoiser(store, TINY, run, config)
+        train_denoiser(store, TINY, tmp_path / "whole", config)
+        assert equal(weights(run), weights(tmp_path / "whole"))
+
+    def test_a_folder_in_use(self, store: FeatureStore, tmp_path: Path) -> None:
+        with alone_in(tmp_path / "run", kept="files"), pytest.raises(CommandError, match="another run is writing"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT)
+
+    @pytest.mark.parametrize(
+        ("numbers", "text"),
+        [
+            ({"steps": 0}, "steps must be at least 1"),
+            ({"batch_size": 5, "accumulation": 2}, "must be a multiple of accumulation 2"),
+            ({"lr": 0.0}, "lr must be positive"),
+            ({"lr": math.nan}, "lr must be positive"),
+            ({"warmup": 1.0}, "0 <= warmup < 1"),
+            ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+            ({"precision": "int8"}, "precision must be one of"),
+            ({"workers": -1}, "workers must be at least 0"),
+            ({"held_out": 0}, "held_out must be at least 1"),
+        ],
+    )
+    def test_numbers_out_of_range(self, numbers: dict[str, Any], text: str) -> None:
+        with pytest.raises(ValueError, match=text):
+            TrainConfig(**numbers)

@@ -123,7 +123,12 @@ def _add_push(commands: Any) -> None:
     parser.add_argument(
         "--merged", action="store_true", help="push a head and its base as one model (a model's folder always is)"
     )
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help='JSON, {"dataset": {"metric": value}}')
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help='JSON, {"dataset": {"metric": value}} (default: metrics.json of the folder)',
+    )
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="NAME", help="trained on it; may be given again"
     )
@@ -229,11 +234,13 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from .files import read_json
+    from .files import METRICS, read_json
     from .head import DenoiserHead
     from .push import load_folder, push_to_hub
 
-    metrics = None if arguments.metrics is None else read_json(arguments.metrics)
+    own = Path(arguments.source, METRICS)  # of a run of training
+    path = arguments.metrics or (own if own.is_file() else None)
+    metrics = None if path is None else read_json(path)
     model_or_head, base = load_folder(arguments.source, arguments.base, merged=arguments.merged)
     commit = push_to_hub(
         model_or_head,

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+METRICS = "metrics.json"  # beside what training leaves
 LOCK = ".lock"
 BLOCK = 1 << 20
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..card import eval_results, render_card
-from ..files import CommandError, alone_in, check_settings, read_json, replacing, write_json
+from ..files import METRICS, CommandError, alone_in, check_settings, read_json, replacing, write_json
 from ..hub import CONFIG_NAME
 from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..offline import FeatureStore
@@ -22,7 +22,7 @@ from .distill import DistillStage
 from .evaluation import evaluate
 from .loop import Stage, Trainer
 
-SETTINGS, METRICS, CARD, LAST = "train.json", "metrics.json", "README.md", "last"
+SETTINGS, CARD, LAST = "train.json", "README.md", "last"
 DIGITS = 4  # of metrics
 FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
 

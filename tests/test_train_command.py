@@ -1,0 +1,117 @@
+"""`dvt-timm train` and `dvt-timm distil`: from a folder of images to `create_model` and the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import TINY, random_head, same_weights, serve_base
+from hub_server import Hub
+from test_store import photos
+
+import dvt_timm
+from dvt_timm import cli
+from dvt_timm.train import TrainConfig
+
+SHORT = ["--steps", "6", "--batch-size", "4", "--workers", "0", "--eval-every", "4", "--checkpoint-every", "3"]
+FEW = ["--views", "3", "--size", "64"]
+
+
+@pytest.fixture
+def run(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`dvt-timm ...` in a folder of its own with some photos and the tiny model on the Hub."""
+    serve_base(hub)
+    photos(tmp_path / "photos", 8)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lambda *arguments: cli.main(arguments)
+
+
+def test_from_photos_to_a_model(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "photos", "--model", TINY, "--out", "store", *FEW) == 0
+    assert run("train", "--store", "store", "--out", "run", *SHORT) == 0
+    assert f"timm.create_model('{TINY}', pretrained=True, denoiser='run')" in capsys.readouterr().out
+    model = timm.create_model(TINY, pretrained=True, denoiser="run", img_size=64)
+    assert same_weights(model.denoiser.train(), dvt_timm.load_head("run").train())
+    assert run("distil", "--base", TINY, "--denoiser", "run", "--images", "photos", "--out", "plain", "--size", "64",
+               "--grad-checkpointing", *SHORT) == 0  # fmt: skip
+    assert "timm.create_model('local-dir:plain', pretrained=True)" in capsys.readouterr().out
+    plain = timm.create_model("local-dir:plain", pretrained=True)
+    assert type(plain) is timm.models.VisionTransformer
+    assert json.loads(Path("plain/train.json").read_text())["stage"] == 3
+
+
+def test_what_training_leaves_is_pushed(run: Callable[..., int], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert run("train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT) == 0
+    assert run("push", "run", "me/head") == 0
+    pulled = timm.create_model("hf-hub:me/head", pretrained=True)
+    assert same_weights(pulled.denoiser.train(), dvt_timm.load_head("run").train())
+    card = hub.repos["me/head"].files()["README.md"].decode()
+    (metrics,) = json.loads(Path("run/metrics.json").read_text()).values()
+    assert f"| error | {metrics['error']} |" in card
+
+
+def test_online_is_the_store(run: Callable[..., int]) -> None:
+    assert run("fit", "photos", "--model", TINY, "--out", "store", *FEW) == 0
+    assert run("train", "--store", "store", "--out", "a", *SHORT, "--held-out", "2") == 0
+    assert run("train", "--online", "photos", "--base", TINY, "--out", "b", *FEW, *SHORT, "--held-out", "2") == 0
+    a, b = (torch.load(f"{name}/checkpoint.pt", weights_only=True)["module"] for name in "ab")
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_presets_and_numbers() -> None:
+    from dvt_timm.train.config import TRAIN_PRESETS
+    from dvt_timm.train_command import _config
+
+    def config(*options: str) -> TrainConfig:
+        arguments = cli._parser().parse_args(["train", "--store", "s", "--out", "r", *options])
+        return _config(arguments, TRAIN_PRESETS[arguments.preset], 10_000)
+
+    assert config() == TrainConfig()
+    assert config("--preset", "paper") == TrainConfig(steps=1562, batch_size=64)
+    assert config("--preset", "quick", "--lr", "1e-3") == TrainConfig(steps=2000, batch_size=8, lr=1e-3)
+    given = ["--accumulation", "2", "--warmup", "0", "--weight-decay", "0", "--precision", "bf16", "--seed", "3"]
+    given += ["--workers", "0", "--held-out", "7", "--eval-every", "9", "--checkpoint-every", "8"]
+    assert config(*given) == TrainConfig(
+        accumulation=2,
+        warmup=0,
+        weight_decay=0,
+        precision="bf16",
+        seed=3,
+        workers=0,
+        held_out=7,
+        eval_every=9,
+        checkpoint_every=8,
+    )
+
+
+def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dvt_timm.save_head(random_head(64, (4, 4)), "head", base=TINY)
+    train, distil = ["train", "--out", "run", *SHORT], ["distil", "--out", "run", *SHORT]
+    for arguments, message in (
+        ([*train, "--store", "nothing"], "nothing holds no feature store (no store.json)"),
+        ([*train, "--online", "photos"], "--online needs --base"),
+        ([*train, "--online", "photos", "gone.png", "--base", TINY], "1 of the images named do not exist"),
+        ([*train, "--online", "nothing", "--base", TINY], "no image in nothing"),
+        ([*train, "--online", "photos", "--base", TINY, "--views", "1", "--layer", "99"], "layer must be"),
+        ([*train, "--online", "photos", "--base", TINY, *FEW, "--lr", "-1"], "lr must be positive"),
+        ([*train, "--online", "photos", "--base", TINY, *FEW, "--held-out", "8"], "8 samples are too few to hold 8"),
+        ([*distil, "--base", TINY, "--images", "photos"], "has no denoiser to learn from"),
+        ([*distil, "--base", TINY, "--denoiser", "gone", "--images", "photos"], "cannot build"),
+    ):
+        assert run(*arguments) == 2, arguments
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("dvt-timm: error: ")
+        assert message in error
+
+
+def test_without_accelerate(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
+    assert run("train", "--online", "photos", "--base", TINY, "--out", "run") == 2
+    assert "training needs accelerate; pip install 'dvt-timm[train]'" in capsys.readouterr().err

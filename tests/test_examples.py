@@ -59,6 +59,23 @@ def test_fit_one_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_train_head(tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path / "out"), "--views", "3", "--size", "112", "--steps", "2"]
+    for _ in range(2):  # the second time it finds all done
+        output = run("examples/train_head.py", "examples/data", *options)
+        assert "2 pairs of features, 0 photos skipped" in output
+        assert "features (1, 65, 384)" in output
+    assert (tmp_path / "out/head/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_train_benchmark() -> None:
+    output = run("examples/benchmarks/train.py", "--quick", "--laps", "1", "--batch-size", "2")
+    for measure in ("store", "online", "fit", "distil"):
+        assert output.count(f"| {measure} |") == 1
+
+
+@pytest.mark.slow
 def test_stage_1_benchmark(tmp_path: Path) -> None:
     """On two photos and next to no views: that it runs."""
     script = ["examples/benchmarks/stage1.py"]

@@ -550,6 +550,23 @@ class TestErrors:
         assert all(bool(value.isfinite().all()) for value in state["module"].values())
         assert (run / CHECKPOINT).read_bytes() == before
 
+    def test_weights_that_are_not_finite_are_not_kept(self, store: FeatureStore, tmp_path: Path) -> None:
+        """The loss tells of them only a step later."""
+        trainer = Trainer(DenoiserStage(store, TINY), SHORT, tmp_path, make_accelerator(SHORT, "cpu"))
+        with torch.no_grad():
+            trainer.module.pos_embed[0, 0, 0] = math.inf
+        with pytest.raises(CommandError, match="weights are not finite after step 0; the last checkpoint is intact"):
+            trainer._write_checkpoint()
+        assert not (tmp_path / CHECKPOINT).exists()
+
+    def test_a_picture_that_is_no_image_any_more(self, tmp_path: Path) -> None:
+        store = store_of(tmp_path / "store", planted(8))
+        for i in range(8):
+            (tmp_path / f"{i}.png").write_bytes(b"no image")
+        entries = [replace(entry, image=str(tmp_path / entry.image)) for entry in store.entries]
+        train_denoiser(FeatureStore(store.folder, store.settings, entries), TINY, tmp_path / "run", SHORT)
+        assert not (tmp_path / "run/pictures").exists()
+
     def test_a_full_disk(self, store: FeatureStore, tmp_path: Path) -> None:
         run, config = tmp_path / "run", replace(SHORT, steps=20)
         with pytest.raises(RunInterruptedError):

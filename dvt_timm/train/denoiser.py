@@ -89,7 +89,7 @@ class DenoiserStage:
         """As `save_head`."""
         save_head(module, folder, base=self.base, stride=self.stride)
 
-    def picture(self, index: int) -> Path | None:
+    def picture(self, index: int) -> Path:
         """The image that a pair was computed from."""
         if isinstance(self.samples, FeatureStore):
             return Path(self.samples.entries[index].image)

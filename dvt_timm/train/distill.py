@@ -93,6 +93,6 @@ class DistillStage:
         """As `save_model`."""
         save_model(module.vit, folder)
 
-    def picture(self, index: int) -> Path | None:
+    def picture(self, index: int) -> Path:
         """An image's own file."""
         return self.samples.paths[index]

@@ -32,6 +32,7 @@ from .watch import Clock, Signals
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
+NOT_FINITE = "the last checkpoint is intact. Lower --lr, leave --precision fp16, or check the features"
 
 
 class Batch(NamedTuple):
@@ -67,8 +68,8 @@ class Stage(Protocol):
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write a trained module."""
 
-    def picture(self, index: int) -> Path | None:
-        """The image file of a sample, if there is one."""
+    def picture(self, index: int) -> Path:
+        """The image file of a sample; it need not exist any more."""
 
 
 class RunInterruptedError(CommandError):
@@ -120,9 +121,8 @@ class Trainer:
             CommandError: if the loss is not finite or nothing can be written; the last checkpoint is intact.
             RunInterruptedError: on SIGINT or SIGTERM.
         """
-        with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log:
+        with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log, self._bar() as bar:
             batches = iter(self._loader())
-            bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=None if self.progress else True)
             while self.step < self.config.steps:
                 self._take_step(batches)
                 bar.update()
@@ -139,7 +139,6 @@ class Trainer:
                     raise RunInterruptedError(
                         f"interrupted after step {self.step} of {self.config.steps}; run the same again to go on"
                     )
-            bar.close()
 
     def unseen(self) -> list[Batch]:
         """The held-out samples, one each, on the CPU."""
@@ -148,6 +147,10 @@ class Trainer:
                 batches = (self._batch(collate([self.stage.samples[i]])) for i in self.held_out)
                 self._unseen = [Batch(*(part.cpu() for part in batch)) for batch in batches]
         return self._unseen
+
+    def _bar(self) -> Any:
+        hidden = None if self.progress else True
+        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden)
 
     def _loader(self) -> Any:
         config, accelerator = self.config, self.accelerator
@@ -185,10 +188,7 @@ class Trainer:
         shared = torch.cat([losses, losses.new_tensor([stop])])
         mse, cosine, stop_share = self.accelerator.reduce(shared, "mean").tolist()
         if not math.isfinite(mse + cosine):
-            raise CommandError(
-                f"the loss is not finite at step {self.step} or shortly before; the checkpoint in {self.run} is "
-                "intact. Lower --lr, or leave --precision fp16, and check the features"
-            )
+            raise CommandError(f"the loss is not finite at step {self.step} or shortly before; {NOT_FINITE}")
         numbers = {
             "loss": mse + cosine,
             "mse": mse,
@@ -220,14 +220,19 @@ class Trainer:
     def _draw(self, predicted: list[Tensor]) -> None:
         for index, fmap, batch in list(zip(self.held_out, predicted, self.unseen(), strict=True))[:NUM_PICTURES]:
             path = self.stage.picture(index)
-            if path is None or not path.is_file():
+            if not path.is_file():  # of a store that has moved: all that training needs are its features
                 continue
             maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}
-            panel = viz.feature_panel(np.asarray(read_image(path)), maps)
+            try:
+                panel = viz.feature_panel(np.asarray(read_image(path)), maps)
+            except ImageError:  # it has changed since
+                continue
             _written(_save_picture, panel, self.run / PICTURES / f"{self.step:06d}-{path.stem}.png")
 
     def _write_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
+            if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
+                raise CommandError(f"weights are not finite after step {self.step}; {NOT_FINITE}")
             scaler = self.accelerator.scaler
             state = {
                 "step": self.step,

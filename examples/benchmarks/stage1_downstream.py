@@ -31,12 +31,17 @@ def leakage(arguments: argparse.Namespace) -> None:
     photos = spread(arguments.photos, arguments.fit + arguments.test)
     maps = list(maps_of(photos, ViewCache(arguments.cache), kinds_of(arguments)))
     subtract(maps, mean_artifact(maps[: arguments.fit]))
-    print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}\n")
+    position_table(maps, arguments.fit)
+
+
+def position_table(maps: list[dict[str, Tensor]], num_fit: int) -> None:
+    """Fitted on the first photos, tested on the others."""
+    print(f"R2 of position, fitted on {num_fit} photos, tested on {len(maps) - num_fit}\n")
     print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
     for part in maps[0]:
         if not part.startswith("G "):
             features = [of_photo[part] for of_photo in maps]
-            scores = position_leakage(features[: arguments.fit], features[arguments.fit :])
+            scores = position_leakage(features[:num_fit], features[num_fit:])
             print(f"| {part} | " + " | ".join(f"{score:.2f}" for score in scores.values()) + " |", flush=True)
 
 
@@ -88,14 +93,14 @@ def camvid(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {knn:.1f} | {seeds} | {statistics.mean(linear):.1f} |", flush=True)
 
 
-def frames(folder: Path, split: str, count: int) -> list[tuple[Image.Image, Image.Image]]:
-    """Random windows of evenly spread frames, with their label maps."""
+def frames(folder: Path, split: str, count: int, seed: int = 0) -> list[tuple[Image.Image, Image.Image]]:
+    """Random windows of evenly spread frames, with their label maps; frame i's window is that of seed + i."""
     paths = images_in(folder / split)
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     windows = []
     for i, path in enumerate(chosen):
         with Image.open(path) as frame, Image.open(folder / f"{split}annot" / f"{path.stem}.png") as mask:
-            box = random_window(frame.size, i)
+            box = random_window(frame.size, seed + i)
             windows.append((frame.convert("RGB").crop(box), mask.crop(box)))
     return windows
 

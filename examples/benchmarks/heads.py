@@ -1,0 +1,175 @@
+"""Heads of the embedded DINOv2 measured side by side, on photos and frames that none of them was trained on.
+
+    python examples/benchmarks/heads.py error --photos DIR --heads jitter=RUN1 crops=RUN2
+    python examples/benchmarks/heads.py leakage --photos DIR --fit 250 --test 100 --heads ...
+    python examples/benchmarks/heads.py information --photos DIR --heads ...
+    python examples/benchmarks/heads.py camvid --camvid DIR --heads ...
+    python examples/benchmarks/heads.py pictures --photos DIR --out DIR --heads ...
+
+error        squared error to F over the variance of F, where F comes from views that are nobody's targets: 24 views of
+             each kind with another seed than a store's
+leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
+information  the paper's artifact measure: the largest coefficient of a channel with x and y
+camvid       mIoU of patches of random windows, three draws of them: k-NN and linear probe
+pictures     panels of raw features and every head's, of ten photos
+
+Photos are taken as `photos.spread` takes them, the first ones first; keep those out of the training. Raw features stand
+beside the heads in every table, and F where it is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from photos import MODEL, ClosedForm, ViewCache, spread
+from PIL import Image
+from stage1_downstream import VOID, frames, patch_labels, position_table
+from torch import Tensor
+from tqdm import tqdm
+
+import dvt_timm
+from dvt_timm import viz
+from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou
+from dvt_timm.images import preprocessing_of, read_image
+from dvt_timm.models import plain_intermediates
+
+SEEDS = (0, 1, 2)
+TARGET_SEED, TARGET_VIEWS = 500, 24
+TRAIN_FRAMES, TEST_FRAMES = 60, 40
+NUM_PICTURES = 10
+
+Maps = dict[str, Tensor]  # name -> [h, w, C]
+
+
+class Contenders:
+    """The backbone without a head, and with each."""
+
+    def __init__(self, heads: Sequence[str]) -> None:
+        self.model: Any = timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
+        self.heads = {name: dvt_timm.load_head(source) for name, _, source in (item.partition("=") for item in heads)}
+        self.preprocessing = preprocessing_of(self.model, None)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image) -> Maps:
+        squeezed = self.preprocessing.squeeze(image, self.model.patch_embed.img_size)
+        raw = plain_intermediates(self.model, self.preprocessing.to_tensor(squeezed), -1).permute(0, 2, 3, 1)
+        return {"raw": raw[0], **{name: head(raw)[0] for name, head in self.heads.items()}}
+
+
+def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    cache, solvers = ViewCache(arguments.cache), {kind: ClosedForm() for kind in ("jitter", "crops")}
+    sums: dict[str, dict[str, list[float]]] = {}
+    photos = spread(arguments.photos, arguments.count or 40)
+    for path in tqdm(photos, unit="photo", disable=None):
+        image = read_image(path)
+        for name, fmap in contenders(image).items():
+            for kind, solver in solvers.items():
+                target = solver.fit(cache.take(image, kind, TARGET_VIEWS, TARGET_SEED)).semantics
+                spread_of_target = (target - target.mean(dim=(0, 1))).square().sum()
+                share = ((fmap - target).square().sum() / spread_of_target).item()
+                sums.setdefault(name, {}).setdefault(kind, []).append(share)
+    print(f"squared error over the variance of F from {TARGET_VIEWS} views, {len(photos)} photos\n")
+    print("| features | F from jitter | F from crops |\n| --- | --- | --- |")
+    for name, kinds in sums.items():
+        print(f"| {name} | " + " | ".join(mean_and_error(kinds[kind]) for kind in solvers) + " |")
+
+
+def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    photos = spread(arguments.photos, arguments.fit + arguments.test)
+    maps = [contenders(read_image(path)) for path in tqdm(photos, unit="photo", disable=None)]
+    position_table(maps, arguments.fit)
+
+
+def information(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    photos = spread(arguments.photos, arguments.count or 100)
+    scores: dict[str, list[float]] = {}
+    for path in tqdm(photos, unit="photo", disable=None):
+        for name, fmap in contenders(read_image(path)).items():
+            scores.setdefault(name, []).append(information_coefficients(fmap).amax(dim=0).mean().item())
+    print(f"maximal information coefficient with x and y, {len(photos)} photos, and standard error\n")
+    print("| features | mean |\n| --- | --- |")
+    for name, values in scores.items():
+        print(f"| {name} | {mean_and_error(values)} |")
+
+
+def camvid(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    knn: dict[str, list[float]] = {}
+    linear: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        train, test = (
+            labelled(contenders, frames(arguments.camvid, split, count, seed * 1000))
+            for split, count in (("train", TRAIN_FRAMES), ("val", TEST_FRAMES))
+        )
+        for name in train[0]:
+            features, labels, unseen = train[0][name], train[1], test[0][name]
+            knn.setdefault(name, []).append(100 * mean_iou(knn_probe(features, labels, unseen), test[1]))
+            predicted = linear_probe(features, labels, unseen, seed)
+            linear.setdefault(name, []).append(100 * mean_iou(predicted, test[1]))
+    print(f"mIoU in percent, {TRAIN_FRAMES} and {TEST_FRAMES} frames; for each draw of windows, and the mean\n")
+    print("| features | k-NN | | linear probe | |\n| --- | --- | --- | --- | --- |")
+    for name in knn:
+        print(f"| {name} | " + " | ".join(each_and_mean(scores[name]) for scores in (knn, linear)) + " |")
+    print("\ngain over raw, the same windows: mean and standard error over the draws\n")
+    for name in list(knn)[1:]:
+        gains = ([a - b for a, b in zip(scores[name], scores["raw"], strict=True)] for scores in (knn, linear))
+        print(f"| {name} | " + " | ".join(map(mean_and_error, gains)) + " |")
+
+
+def labelled(contenders: Contenders, part: list[tuple[Image.Image, Image.Image]]) -> tuple[Maps, Tensor]:
+    """Patches [N, C] of all contenders, and their labels [N], void ones left out."""
+    maps = [contenders(image) for image, _ in tqdm(part, unit="frame", disable=None)]
+    grid = maps[0]["raw"].shape[:2]
+    labels = torch.stack([patch_labels(mask, grid) for _, mask in part]).flatten()
+    kept = labels != VOID
+    return {name: torch.cat([m[name].flatten(0, 1) for m in maps])[kept] for name in maps[0]}, labels[kept]
+
+
+def pictures(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in spread(arguments.photos, arguments.count or NUM_PICTURES):
+        image = read_image(path)
+        maps = {name: fmap.numpy() for name, fmap in contenders(image).items()}
+        Image.fromarray(viz.feature_panel(np.asarray(image), maps)).save(arguments.out / f"{path.stem}.png")
+
+
+def mean_and_error(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ±{statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def each_and_mean(values: list[float]) -> str:
+    return " ".join(f"{value:.1f}" for value in values) + f" | {statistics.mean(values):.1f}"
+
+
+MEASURES: dict[str, Callable[[Contenders, argparse.Namespace], None]] = {
+    "error": error,
+    "leakage": leakage,
+    "information": information,
+    "camvid": camvid,
+    "pictures": pictures,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("--heads", nargs="+", required=True, metavar="NAME=HEAD", help="as load_head takes them")
+    parser.add_argument("--photos", type=Path, metavar="DIR")
+    parser.add_argument("--camvid", type=Path, metavar="DIR", help="train, trainannot, val, valannot")
+    parser.add_argument("--count", type=int, help="photos (default: what the README reports)")
+    parser.add_argument("--fit", type=int, default=250, help="photos that fit the leakage probe (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=100, help="photos that test it (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="of views (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    MEASURES[arguments.measure](Contenders(arguments.heads), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -428,6 +428,7 @@ class TestCompilers:
         x = images(*size, batch=5)
         torch.testing.assert_close(program.module()(x), model(x))
 
+    @pytest.mark.slow
     @both
     @torch.no_grad()
     def test_onnx(self, name: str, tmp_path) -> None:

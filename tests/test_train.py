@@ -427,12 +427,12 @@ class TestResuming:
         for _ in range(KILLS):
             child = context.Process(target=run_stage, args=(stage, tmp_path, "killed"))
             child.start()
-            time.sleep(draw.uniform(0.2, 2.5))
+            time.sleep(draw.uniform(0.1, 1.0))
             if child.is_alive():
                 os.kill(child.pid, signal.SIGKILL)
             child.join()
             killed += child.exitcode == -signal.SIGKILL
-        assert killed > 1
+        assert killed
         run_stage(stage, tmp_path, "killed")
         assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
         for file in ("model.safetensors", "metrics.json"):
@@ -488,7 +488,7 @@ class InterruptingStore(FeatureStore):
 
 
 def run_stage(stage: str, folder: Path, run: str) -> None:
-    config = TrainConfig(steps=40, batch_size=4, lr=1e-3, workers=1, eval_every=12, checkpoint_every=5)
+    config = TrainConfig(steps=80, batch_size=4, lr=1e-3, workers=1, eval_every=25, checkpoint_every=5)
     if stage == "train":
         if not (folder / "store").is_dir():
             store_of(folder / "store", planted(12))

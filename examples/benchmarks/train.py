@@ -1,7 +1,7 @@
 """What training costs: stages 2 and 3 against a bare loop of forward, backward and step on one batch in memory.
 
     python examples/benchmarks/train.py                   all measures at 518 pixels
-    python examples/benchmarks/train.py --quick           the same at 112, to see that it runs
+    python examples/benchmarks/train.py --quick           the same at 56, to see that it runs
     python examples/benchmarks/train.py store --batch-size 16 --precision bf16
 
 store      stage 2 from a feature store on disk
@@ -43,7 +43,7 @@ from dvt_timm.train.log import read_log
 from dvt_timm.train.loop import Stage, Trainer
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
-SIZE, QUICK_SIZE = 518, 112  # pixels
+SIZE, QUICK_SIZE = 518, 56  # pixels
 LAP = 10  # steps between two lines of the log
 NUM_SAMPLES = 24
 HEADER = ["measure", "samples/s", "waiting", "bare loop / trainer", "peak memory, GB", "note"]

@@ -19,16 +19,17 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import TINY, full_disk, same_weights
+from helpers import TINY, full_disk, same_weights, size_of
 from PIL import Image
 from test_store import fitter, photos
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import dvt_timm
 from dvt_timm.files import CommandError, alone_in
 from dvt_timm.images import ImageError
-from dvt_timm.offline import FeatureStore, open_store
+from dvt_timm.offline import FeatureStore, ImageFitter, open_store
 from dvt_timm.offline.run import settings_of
 from dvt_timm.offline.store import StoreWriter, writing
 from dvt_timm.train import (
@@ -393,6 +394,29 @@ class TestResults:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         assert equal(weights(tmp_path / "run"), before)
         assert [line["step"] for line in read_log(tmp_path / "run") if line["group"] == "held out"] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch14_reg4_dinov2.lvd142m", "eva02_tiny_patch14_224.mim_in22k", "deit3_small_patch16_224.fb_in1k"],
+)
+def test_other_families(name: str, tmp_path: Path) -> None:
+    """Register tokens, rotary positions, a classifier: a head, then a plain ViT that plain timm would load."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=size_of(name), num_classes=7, dynamic_img_size=True).eval()
+    paths = photos(tmp_path / "photos", 4)
+    config = TrainConfig(steps=2, batch_size=2, workers=0, lr=1e-3, warmup=0)
+    stage = DenoiserStage(OnlinePairs(paths, ImageFitter(model, num_views=3)), name)
+    (tmp_path / "head").mkdir()
+    Trainer(stage, config, tmp_path / "head", make_accelerator(config, "cpu")).train()
+    head = dvt_timm.load_head(tmp_path / "head")
+    assert head.grid_size == model.patch_embed.grid_size
+    distill(dvt_timm.denoise(model, head), paths, tmp_path / "plain", config)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True)
+    assert type(plain) in (VisionTransformer, Eva)
+    changed = {key for key, value in plain.state_dict().items() if not torch.equal(value, model.state_dict()[key])}
+    kept = {key for key, parameter in plain.named_parameters() if key not in changed}
+    assert kept == {"head.weight", "head.bias"} | {key for key in kept if key.startswith("fc_norm.")}
 
 
 class TestResuming:

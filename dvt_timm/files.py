@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def remove_scratch(folder: Path, names: str) -> None:
+    """Remove what `replacing` leaves when it is killed; `names`: a regular expression of the files' own names."""
+    scratch = re.compile(rf"\.[0-9a-f]{{8}}\.({names})")
+    for path in folder.iterdir():
+        if scratch.fullmatch(path.name):
+            path.unlink()
 
 
 def write_json(target: Path, value: Any) -> None:

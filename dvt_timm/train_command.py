@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,6 @@ from .images import ImageError
 from .offline import FeatureStore, open_store
 from .train import OnlinePairs, TrainConfig, distill, make_accelerator, train_denoiser
 from .train.config import DISTIL_PRESETS, TRAIN_PRESETS, Preset
-
-NUMBERS = (
-    "steps",
-    "batch_size",
-    "accumulation",
-    "lr",
-    "warmup",
-    "weight_decay",
-    "precision",
-    "seed",
-    "workers",
-    "held_out",
-    "eval_every",
-    "checkpoint_every",
-)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -109,7 +95,8 @@ def _distil(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> TrainConfig:
-    given = {name: value for name in NUMBERS if (value := getattr(arguments, name)) is not None}
+    names = (field.name for field in fields(TrainConfig))
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return preset.config(num_samples, **given)
 
 

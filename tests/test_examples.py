@@ -69,6 +69,16 @@ def test_train_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_heads_benchmark(tmp_path: Path) -> None:
+    script = ["examples/benchmarks/heads.py"]
+    options = ["--photos", "examples/data", "--heads", "demo=weights/demo/head.safetensors", "--out", str(tmp_path)]
+    output = run(*script, "leakage", *options, "--fit", "1", "--test", "1")
+    assert output.count("| raw |") == output.count("| demo |") == 1
+    run(*script, "pictures", *options, "--count", "2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "puppy.png"]
+
+
+@pytest.mark.slow
 def test_train_benchmark() -> None:
     output = run("examples/benchmarks/train.py", "--quick", "--laps", "1", "--batch-size", "2")
     for measure in ("store", "online", "fit", "distil"):

@@ -247,6 +247,7 @@ class TestDividing:
 
     def test_grad_checkpointing_changes_nothing(self, tmp_path: Path) -> None:
         paths = photos(tmp_path / "photos", 6)
+        assert DistillStage(teacher(), paths, grad_checkpointing=True).module.vit.grad_checkpointing
         for name, checkpointing in (("a", False), ("b", True)):
             distill(teacher(), paths, tmp_path / name, SHORT, grad_checkpointing=checkpointing)
         a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
@@ -260,7 +261,7 @@ class TestDividing:
         store_of(tmp_path / "store", planted(12))
         dvt_timm.save_model(teacher(), tmp_path / "teacher")
         photos(tmp_path / "photos", 8)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         states = []
         for run, start in (("one", [sys.executable]), ("two", launch)):
             command = [*start, str(script_of(tmp_path)), stage, run]
@@ -468,8 +469,26 @@ class TestResuming:
         with pytest.raises(CommandError, match="was made with other settings: seed is 0, not 1"):
             train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, seed=1))
         other = store_of(tmp_path / "other", planted(11))
-        with pytest.raises(CommandError, match="samples is"):
+        with pytest.raises(CommandError, match="images is"):
             train_denoiser(other, TINY, tmp_path / "run", SHORT)
+
+    def test_other_features_of_the_same_images_are_refused(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        crops = store_of(tmp_path / "crops", planted(12), views=settings_of(fitter(kind="crops"), half=False)["views"])
+        with pytest.raises(CommandError, match=r"features is .*'jitter'.*, not .*'crops'"):
+            train_denoiser(crops, TINY, tmp_path / "run", SHORT)
+        paths = photos(tmp_path / "photos", 6)
+        train_denoiser(OnlinePairs(paths, fitter()), TINY, tmp_path / "online", SHORT)
+        with pytest.raises(CommandError, match=r"'num_views': 3.*, not .*'num_views': 4"):
+            train_denoiser(OnlinePairs(paths, fitter(num_views=4)), TINY, tmp_path / "online", SHORT)
+
+    def test_what_a_killed_run_left_half_written_is_removed(self, store: FeatureStore, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        for name in (".0123abcd.checkpoint.pt", ".0123abcd.model.safetensors", ".0123abcd.mine"):
+            (run / name).write_bytes(b"half")
+        train_denoiser(store, TINY, run, SHORT)
+        assert [path.name for path in run.glob(".0123abcd*")] == [".0123abcd.mine"]
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
     def test_a_damaged_checkpoint(self, content: bytes, store: FeatureStore, tmp_path: Path) -> None:
@@ -524,15 +543,18 @@ def run_stage(stage: str, folder: Path, run: str) -> None:
 class TestErrors:
     def test_stores_that_do_not_fit(self, tmp_path: Path) -> None:
         empty = store_of(tmp_path / "empty", [])
-        with pytest.raises(CommandError, match="holds no image"):
+        with pytest.raises(CommandError, match="there is no image to train on"):
             train_denoiser(empty, TINY, tmp_path / "run", SHORT)
         other = store_of(tmp_path / "other", planted(4), model="vit_small_patch14_dinov2.lvd142m")
-        with pytest.raises(CommandError, match=r"holds features of vit_small_patch14_dinov2.lvd142m, not of test_vit"):
+        with pytest.raises(CommandError, match=r"features of vit_small_patch14_dinov2.lvd142m, not of test_vit"):
             train_denoiser(other, TINY, tmp_path / "run", SHORT)
         with pytest.raises(CommandError, match=r"64 channels wide, vit_small_patch14_dinov2.lvd142m has 384"):
             train_denoiser(other, "vit_small_patch14_dinov2.lvd142m", tmp_path / "run", SHORT)
+        online = OnlinePairs(photos(tmp_path / "photos", 3), fitter(layer=1))
+        with pytest.raises(CommandError, match="features of block 1"):
+            train_denoiser(online, TINY, tmp_path / "run", SHORT)
         early = store_of(tmp_path / "early", planted(4), views={"layer": 1})
-        with pytest.raises(CommandError, match="holds features of block 1"):
+        with pytest.raises(CommandError, match="features of block 1, and a head denoises the last one's"):
             train_denoiser(early, TINY, tmp_path / "run", SHORT)
         with pytest.raises(ValueError, match="timm knows no model"):
             train_denoiser(early, "nothing", tmp_path / "run", SHORT)
@@ -579,7 +601,9 @@ class TestErrors:
         trainer = Trainer(DenoiserStage(store, TINY), SHORT, tmp_path, make_accelerator(SHORT, "cpu"))
         with torch.no_grad():
             trainer.module.pos_embed[0, 0, 0] = math.inf
-        with pytest.raises(CommandError, match="weights are not finite after step 0; the last checkpoint is intact"):
+        with pytest.raises(
+            CommandError, match="weights are not finite after step 0; what was written before is intact"
+        ):
             trainer._write_checkpoint()
         assert not (tmp_path / CHECKPOINT).exists()
 

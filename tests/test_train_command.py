@@ -66,13 +66,17 @@ def test_online_is_the_store(run: Callable[..., int]) -> None:
 
 
 def test_presets_and_numbers() -> None:
-    from dvt_timm.train.config import TRAIN_PRESETS
+    from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
     from dvt_timm.train_command import _config
 
     def config(*options: str) -> TrainConfig:
         arguments = cli._parser().parse_args(["train", "--store", "s", "--out", "r", *options])
         return _config(arguments, TRAIN_PRESETS[arguments.preset], 10_000)
 
+    for command, presets in (("train", TRAIN_PRESETS), ("distil", DISTIL_PRESETS)):
+        for name in presets:
+            required = ["--store", "s"] if command == "train" else ["--base", "b", "--images", "i"]
+            assert cli._parser().parse_args([command, *required, "--out", "r", "--preset", name]).preset == name
     assert config() == TrainConfig()
     assert config("--preset", "paper") == TrainConfig(steps=1562, batch_size=64)
     assert config("--preset", "quick", "--lr", "1e-3") == TrainConfig(steps=2000, batch_size=8, lr=1e-3)

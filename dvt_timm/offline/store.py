@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._version import __version__
-from ..files import CommandError, alone_in, check_settings, read_json, replacing, write_json
+from ..files import CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
 from ..images import printable
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
-# what `replacing` leaves of our files when it is killed
-SCRATCH = re.compile(r"\.[0-9a-f]{8}\.(store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors)")
+OWN_FILES = r"store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 
 
@@ -238,9 +236,8 @@ def _merge(folder: Path, files: list[Path]) -> None:
 
 def _tidy(folder: Path) -> None:
     """Remove what a killed run left half written, and pending files that a shard holds already."""
-    for path in [*folder.iterdir(), *(folder / PENDING).iterdir()]:
-        if SCRATCH.fullmatch(path.name):
-            path.unlink()
+    for place in (folder, folder / PENDING):
+        remove_scratch(place, OWN_FILES)
     try:
         in_shards = [entry.sha256 for file in _shards_of(folder) for entry in _entries_of(file)]
     except ValueError as error:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..images import ImageError, Preprocessing, check_aspect, read_image
 from ..offline import ImageFitter
+from ..offline.run import settings_of
 
 Sample = Any  # a tensor, or a tuple of tensors
 Transform = Callable[[Sample, torch.Generator], Sample]
@@ -36,6 +37,7 @@ class OnlinePairs:
 
     def __init__(self, paths: Sequence[Path], fitter: ImageFitter) -> None:
         self.paths, self.fitter = list(paths), fitter
+        self.settings = settings_of(fitter, half=False)  # as a store of them would have
 
     def __len__(self) -> int:
         return len(self.paths)

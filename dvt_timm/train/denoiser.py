@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +23,56 @@ class DenoiserStage:
     Args:
         samples: a store, or pairs solved on the fly.
         base: timm name of the backbone whose features they are.
-        grid_size: (height, width) of its position embedding; of the first pair by default.
         num_blocks: of the head.
-        stride: distance of two patches in pixels, None for the patch size.
         seed: of the initial weights.
 
     Raises:
-        CommandError: if the store is empty, or belongs to another backbone.
+        CommandError: if there are no samples, or they are of another backbone or another block than the last.
         ValueError: if timm knows no ViT `base`.
     """
 
     transform: Transform | None = None
 
-    def __init__(
-        self,
-        samples: FeatureStore | OnlinePairs,
-        base: str,
-        *,
-        grid_size: Sequence[int] | None = None,
-        num_blocks: int = 1,
-        stride: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.base, self.samples, self.stride = backbone_name(base), samples, stride
-        dim = plain_model(self.base).embed_dim
-        if isinstance(samples, FeatureStore):
-            self._check_store(samples)
-            self.stride = samples.settings["stride"][0]
+    def __init__(self, samples: FeatureStore | OnlinePairs, base: str, *, num_blocks: int = 1, seed: int = 0) -> None:
+        self.base, self.samples = backbone_name(base), samples
         self.workers = isinstance(samples, FeatureStore)
+        self.stride: int = samples.settings["stride"][0]
+        dim = self._check_samples()
         h, w, C = samples[0][0].shape
         if dim != C:
             raise CommandError(f"the features are {C} channels wide, {self.base} has {dim}; name the base they are of")
         torch.manual_seed(seed)
-        self.module = DenoiserHead(dim, grid_size or (h, w), num_blocks)
+        self.module = DenoiserHead(dim, (h, w), num_blocks)
 
-    def _check_store(self, store: FeatureStore) -> None:
-        if not len(store):
-            raise CommandError(f"{store.folder} holds no image; fill it with `dvt-timm fit`")
-        made_of = backbone_name(store.settings["model"])
+    def _check_samples(self) -> int:
+        """The base's width."""
+        base, settings = plain_model(self.base), self.samples.settings
+        if not len(self.samples):
+            raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
+        made_of, layer = backbone_name(settings["model"]), settings["views"]["layer"]
         if made_of != self.base:
             raise CommandError(
-                f"{store.folder} holds features of {made_of}, not of {self.base}; name that as --base, or fit another "
-                "store"
+                f"these are features of {made_of}, not of {self.base}; name that as --base, or fit another store"
             )
-        layer = store.settings["views"]["layer"]
-        if layer not in (-1, len(plain_model(self.base).blocks) - 1):
+        if layer not in (-1, len(base.blocks) - 1):
             raise CommandError(
-                f"{store.folder} holds features of block {layer}; a head denoises the last one's: fit without --layer"
+                f"these are features of block {layer}, and a head denoises the last one's; leave --layer out"
             )
+        width: int = base.embed_dim
+        return width
 
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs into one folder must agree on, besides their numbers."""
         samples = self.samples
         names = [e.sha256 for e in samples.entries] if isinstance(samples, FeatureStore) else samples.paths
-        return {"stage": 2, "base": self.base, "head": self.module.config, "samples": digest_of(names)}
+        return {
+            "stage": 2,
+            "base": self.base,
+            "head": self.module.config,
+            "features": samples.settings,
+            "images": digest_of(names),
+        }
 
     def batch(self, sample: Sample) -> Batch:
         """Of pairs (raw, clean) [B, h, w, C]."""

@@ -80,7 +80,7 @@ class DistillStage:
             "weights_sha256": fingerprint(self.teacher),
             "head_sha256": fingerprint(self.teacher.denoiser, skipped=()),
             "size": list(self.samples.size),
-            "samples": digest_of(self.samples.paths),
+            "images": digest_of(self.samples.paths),
         }
 
     @torch.no_grad()

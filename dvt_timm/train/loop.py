@@ -32,7 +32,7 @@ from .watch import Clock, Signals
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
-NOT_FINITE = "the last checkpoint is intact. Lower --lr, leave --precision fp16, or check the features"
+NOT_FINITE = "what was written before is intact. Lower --lr, try bf16 rather than fp16, or check the features"
 
 
 class Batch(NamedTuple):
@@ -297,4 +297,6 @@ def _written(write: Any, *arguments: Any) -> None:
     try:
         write(*arguments)
     except OSError as error:
-        raise CommandError(f"cannot write results: {error}; the checkpoint is kept, run the same again") from error
+        raise CommandError(
+            f"cannot write results: {error}; the checkpoint is kept: make room and run the same again"
+        ) from error

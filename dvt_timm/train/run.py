@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from ..card import eval_results, render_card
-from ..files import METRICS, CommandError, alone_in, check_settings, read_json, replacing, write_json
+from ..files import METRICS, CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
 from ..hub import CONFIG_NAME
 from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..offline import FeatureStore
+from ..offline.run import WAITING
 from .config import TrainConfig
 from .data import OnlinePairs
 from .denoiser import DenoiserStage
@@ -23,6 +24,7 @@ from .evaluation import evaluate
 from .loop import Stage, Trainer
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
+OWN_FILES = r"checkpoint\.pt|model\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
 DIGITS = 4  # of metrics
 FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
 
@@ -38,14 +40,21 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
         CommandError: if accelerate is not installed, or the precision is not to be had.
     """
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise CommandError("training needs accelerate; pip install 'dvt-timm[train]'") from error
     cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulation,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # for the process that evaluates
+        )
     except ValueError as error:
-        raise CommandError(f"cannot train with precision {config.precision}: {error}") from error
+        raise CommandError(
+            f"cannot train with precision {config.precision} here: {error}; leave --precision out"
+        ) from error
 
 
 def train_denoiser(
@@ -114,6 +123,7 @@ def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progres
         if accelerator.is_main_process:
             stack.enter_context(alone_in(run, kept="its checkpoint and best weights"))
             numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
+            remove_scratch(run, OWN_FILES)
             check_settings(run / SETTINGS, {"version": 1, **stage.settings, **numbers})
         accelerator.wait_for_everyone()
         trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)

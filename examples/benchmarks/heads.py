@@ -69,11 +69,12 @@ def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
     photos = spread(arguments.photos, arguments.count or 40)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
-        for name, fmap in contenders(image).items():
-            for kind, solver in solvers.items():
-                target = solver.fit(cache.take(image, kind, TARGET_VIEWS, TARGET_SEED)).semantics
-                spread_of_target = (target - target.mean(dim=(0, 1))).square().sum()
-                share = ((fmap - target).square().sum() / spread_of_target).item()
+        maps = contenders(image)
+        for kind, solver in solvers.items():
+            target = solver.fit(cache.take(image, kind, TARGET_VIEWS, TARGET_SEED)).semantics
+            power = (target - target.mean(dim=(0, 1))).square().sum()
+            for name, fmap in maps.items():
+                share = ((fmap - target).square().sum() / power).item()
                 sums.setdefault(name, {}).setdefault(kind, []).append(share)
     print(f"squared error over the variance of F from {TARGET_VIEWS} views, {len(photos)} photos\n")
     print("| features | F from jitter | F from crops |\n| --- | --- | --- |")

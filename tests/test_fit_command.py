@@ -143,23 +143,23 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     photos(tmp_path / "photos", 9)
     (tmp_path / "photos/bad.jpg").write_text("no image")
     (tmp_path / "worker.py").write_text(
-        "import sys, time\n"
-        "from accelerate import PartialState\n"
+        "import pathlib, sys, time\n"
         "from dvt_timm import cli\n"
-        "from dvt_timm.offline import store\n"
-        "merge = store._merge\n"
+        "from dvt_timm.offline import run, store\n"
+        "merge, gather = store._merge, run.Team.gather\n"
         "store._merge = lambda *arguments: (time.sleep(2), merge(*arguments))\n"
-        "status = cli.main(sys.argv[1:])\n"
-        "print('process', PartialState().process_index, 'of', PartialState().num_processes)\n"
-        "sys.exit(status)\n"
+        "def seen(team, values):\n"
+        "    pathlib.Path(f'process-{team.rank}-of-{team.size}').touch()\n"
+        "    return gather(team, values)\n"
+        "run.Team.gather = seen\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "worker.py"]
     command = ["fit", "photos", "--out", "store", *FAST]
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([*launch, *command], **options)
-    assert "process 0 of 2" in done.stdout, done.stderr
-    assert "process 1 of 2" in done.stdout
+    assert {path.name for path in tmp_path.glob("process-*")} == {"process-0-of-2", "process-1-of-2"}, done.stderr
     assert done.stderr.count("1 of 10 inputs skipped") == 1
     assert done.stdout.count("store: 9 images") == 1
     assert done.returncode != 0

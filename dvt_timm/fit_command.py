@@ -103,14 +103,17 @@ def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> Imag
 
 
 def _solver(arguments: argparse.Namespace) -> Solver:
+    """With the options that the command line names; the others keep the solver's own defaults."""
+    closed = {"density": arguments.density, "smoothness": arguments.smoothness}
+    closed = {name: value for name, value in closed.items() if value is not None}
+    steps = {} if arguments.field_steps is None else {"num_steps": arguments.field_steps}
     if arguments.solver == "neural-field":
-        return NeuralFieldSolver(seed=arguments.seed, progress=True, **_given(arguments, "num_steps"))
-    return LeastSquaresSolver(**_given(arguments, "density", "smoothness"))
-
-
-def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that the command line names; the others keep the solver's own defaults."""
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+        if closed:
+            raise ValueError("--smoothness and --density are of --solver least-squares")
+        return NeuralFieldSolver(seed=arguments.seed, progress=True, **steps)
+    if steps:
+        raise ValueError("--field-steps is of --solver neural-field")
+    return LeastSquaresSolver(**closed)
 
 
 def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:

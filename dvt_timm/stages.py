@@ -9,6 +9,11 @@ from typing import Any
 from .console import add_model_arguments, positive
 from .files import CommandError
 
+OF_STAGE_1 = (
+    *("views", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch"),
+    *("solver", "smoothness", "density", "field_steps"),
+)
+
 
 def add_stages(commands: Any, demo: str) -> None:
     """Add the three; `demo` is the name of the model that needs no network."""
@@ -40,7 +45,7 @@ def _add_fit(commands: Any, demo: str) -> None:
 
 
 def _add_decomposition(parser: Any) -> None:
-    """Views and solver."""
+    """Views and solver: the options of `OF_STAGE_1`."""
     views = parser.add_argument_group("views")
     views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
     views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
@@ -59,7 +64,7 @@ def _add_decomposition(parser: Any) -> None:
     )
     solver.add_argument("--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto")
     solver.add_argument("--density", type=float, metavar="X", help="nodes per patch of the closed form")
-    solver.add_argument("--field-steps", type=positive, dest="num_steps", metavar="N", help="of the neural field")
+    solver.add_argument("--field-steps", type=positive, metavar="N", help="of the neural field")
 
 
 def _add_train(commands: Any) -> None:
@@ -79,7 +84,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of the head (default: 1)")
     _add_run(parser, ("released", "paper", "quick"))
     _add_decomposition(parser)
-    parser.set_defaults(run=_train, expected=CommandError)
+    parser.set_defaults(run=lambda arguments: _train(parser, arguments), expected=CommandError)
 
 
 def _add_distil(commands: Any) -> None:
@@ -129,9 +134,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     return fit_command.run(arguments)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from . import train_command
 
+    given = [name for name in OF_STAGE_1 if getattr(arguments, name) != parser.get_default(name)]
+    if arguments.store and given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise CommandError(f"{options} would not matter: a store has its features; give them to `dvt-timm fit`")
     return train_command.run_train(arguments)
 
 

@@ -124,6 +124,8 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         (["nothing"], "no image in nothing; give JPEG, PNG or WebP files"),
         (["photos", "--layer", "12"], "layer must be -12..11 (the model has 12 blocks), got 12"),
         (["photos", "--density", "99"], "density must be 0.5..16 nodes per patch, got 99.0"),
+        (["photos", "--field-steps", "20"], "--field-steps is of --solver neural-field"),
+        (["photos", "--solver", "neural-field", "--density", "2"], "--density are of --solver least-squares"),
         (["photos", "--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
     ):
         assert run(*arguments) == 2

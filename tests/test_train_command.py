@@ -100,6 +100,7 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
     train, distil = ["train", "--out", "run", *SHORT], ["distil", "--out", "run", *SHORT]
     for arguments, message in (
         ([*train, "--store", "nothing"], "nothing holds no feature store (no store.json)"),
+        ([*train, "--store", "store", "--layer", "3", "--field-steps", "9"], "--layer, --field-steps would not matter"),
         ([*train, "--online", "photos"], "--online needs --base"),
         ([*train, "--online", "photos", "gone.png", "--base", TINY], "1 of the images named do not exist"),
         ([*train, "--online", "nothing", "--base", TINY], "no image in nothing"),

@@ -96,6 +96,10 @@ def test_stage_1_benchmark(tmp_path: Path) -> None:
     output = run(*script, "information", *photos, "--count", "2")
     assert output.count("| G jitter |") == 1
     assert len(list(tmp_path.iterdir())) == 2
+    store = str(tmp_path / "store")
+    run("-m", "dvt_timm", "fit", "examples/data", "--out", store, "--views", "2", "--size", "56")
+    output = run(*script, "leakage", "--stores", f"jitter={store}", "--fit", "1", "--test", "1")
+    assert output.count("| F jitter |") == output.count("| raw |") == 1
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@
     python examples/benchmarks/stage1.py views --photos DIR --plot views.png
     python examples/benchmarks/stage1.py held-out --photos DIR
     python examples/benchmarks/stage1.py neural --photos DIR
-    python examples/benchmarks/stage1.py leakage --photos DIR --fit 250 --test 100
+    python examples/benchmarks/stage1.py leakage --photos DIR --fit 64 --test 40
+    python examples/benchmarks/stage1.py leakage --stores jitter=STORE crops=STORE      of `dvt-timm fit`
     python examples/benchmarks/stage1.py information --photos DIR
     python examples/benchmarks/stage1.py camvid --camvid DIR
     python examples/benchmarks/stage1.py options --photos DIR
@@ -48,6 +49,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="photos, or frames to train on (default: what the README reports)")
     parser.add_argument("--fit", type=int, default=250, help="photos that fit the leakage probe (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="photos that test it (default: %(default)s)")
+    parser.add_argument(
+        "--stores", nargs="+", metavar="NAME=STORE", help="take the photos of the leakage probe from these instead"
+    )
     parser.add_argument(
         "--kinds", nargs="+", default=["jitter=24", "crops=24"], metavar="KIND=N", help="views per photo"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.functional import one_hot
 
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
 from dvt_timm.images import images_in
+from dvt_timm.offline import open_store
 
 SEEDS = (0, 1, 2)
 VOID = 11  # of CamVid's labels
@@ -28,10 +30,29 @@ def kinds_of(arguments: argparse.Namespace) -> dict[str, int]:
 
 def leakage(arguments: argparse.Namespace) -> None:
     """R2 of a linear probe of position: fitted on some photos, tested on others."""
-    photos = spread(arguments.photos, arguments.fit + arguments.test)
-    maps = list(maps_of(photos, ViewCache(arguments.cache), kinds_of(arguments)))
-    subtract(maps, mean_artifact(maps[: arguments.fit]))
+    count = arguments.fit + arguments.test
+    if arguments.stores:
+        maps = maps_in(arguments.stores, count)
+    else:
+        maps = list(maps_of(spread(arguments.photos, count), ViewCache(arguments.cache), kinds_of(arguments)))
+        subtract(maps, mean_artifact(maps[: arguments.fit]))
     position_table(maps, arguments.fit)
+
+
+def maps_in(stores: Sequence[str], count: int) -> list[dict[str, Tensor]]:
+    """Raw and F of images that all stores hold, each NAME=STORE, in the order of their hashes: a random one."""
+    opened = {name: open_store(folder) for name, _, folder in (item.partition("=") for item in stores)}
+    rows = {name: {entry.sha256: i for i, entry in enumerate(store.entries)} for name, store in opened.items()}
+    common = sorted(set.intersection(*map(set, rows.values())))
+    assert len(common) >= count, f"the stores share {len(common)} images, {count} are needed"
+    first = next(iter(opened))
+    return [
+        {
+            "raw": opened[first].raw(rows[first][sha256]).float(),
+            **{f"F {name}": store.clean(rows[name][sha256]).float() for name, store in opened.items()},
+        }
+        for sha256 in common[:count]
+    ]
 
 
 def position_table(maps: list[dict[str, Tensor]], num_fit: int) -> None:

@@ -97,6 +97,10 @@ def test_probes_find_planted_classes() -> None:
         assert mean_iou(predicted, labels[400:]) > 0.95
     again = linear_probe(features[:400], labels[:400], features[400:], seed=0)
     assert torch.equal(predicted, again)
+    for quiet in (torch.no_grad, torch.inference_mode):  # where features are computed
+        with quiet():
+            computed, known = features.clone(), labels.clone()
+            assert torch.equal(predicted, linear_probe(computed[:400], known[:400], computed[400:]))
 
 
 def test_mean_iou_by_hand() -> None:

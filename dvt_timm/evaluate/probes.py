@@ -29,6 +29,8 @@ def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEI
     return torch.cat(votes)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> Tensor:
     """The label by a linear classifier on standardised features: AdamW, ten epochs, cosine schedule.
 

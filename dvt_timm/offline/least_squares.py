@@ -1,8 +1,9 @@
 """Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
 
-`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with o = 0 for the whole image
-and G of mean 0. How it is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts
-all of its features a little, with its scale and its context.
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with G and o of mean 0. How it is
+solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all of its features a
+little, with its scale and its context. That they have mean 0 puts F on the level that the views agree on, which tells
+images apart better than that of the whole image, one view among them.
 
 Letters: V views, P = h * w patches, K = R_y * R_x nodes of F, C channels.
 """
@@ -118,8 +119,7 @@ class PreparedSolver:
 
         artifact = per_patch - over_views @ field / V
         artifact = (artifact - artifact.mean(dim=0)).reshape(sums.grid)
-        constant = per_view[-1] - over_patches[-1] @ field / P
-        field = field + sums.reference + constant  # so that the whole image's own is 0
+        field = field + sums.reference + (per_view - over_patches @ field / P).mean(dim=0)  # so that o has mean 0
         semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
         semantics = semantics_at(xy[-1]).reshape(sums.grid)
         stats = {

@@ -53,7 +53,7 @@ class Decomposition:
     raw: Tensor  # [h, w, C] y of the whole image
     semantics: Tensor  # [h, w, C] F at the patches of the whole image
     artifact: Tensor  # [h, w, C] G, shared by all views
-    residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image
+    residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image, its o included
     stats: dict[str, Any] = field(repr=False)  # figures of the fit, JSON-friendly
     semantics_at: Callable[[Tensor], Tensor] = field(repr=False)  # F: [..., 2] in [0, 1] -> [..., C]
 

@@ -1,7 +1,7 @@
 """Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
 
-`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with G and o of mean 0. How it is
-solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all of its features a
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with G and o of mean 0. How it
+is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all of its features a
 little, with its scale and its context. That they have mean 0 puts F on the level that the views agree on, which tells
 images apart better than that of the whole image, one view among them.
 

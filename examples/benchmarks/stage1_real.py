@@ -157,17 +157,16 @@ def planted_curve(kind: str, low_discrepancy: bool) -> dict[int, float]:
 def plot(curves: dict[str, dict[int, float]], arguments: argparse.Namespace) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6))
-    for axis, prefix, label in zip(
-        axes, ("planted", "real"), ("error of F", "unexplained, held-out views"), strict=True
-    ):
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    panels = {"planted": ("error of F", PLANTED_COUNTS), "real": ("unexplained share of held-out views", REAL_COUNTS)}
+    for axis, (prefix, (label, counts)) in zip(axes, panels.items(), strict=True):
         for name, curve in curves.items():
             if name.startswith(prefix):
                 axis.plot(list(curve), list(curve.values()), "o-", label=name.split(", ")[1])
-        axis.set(xscale="log", yscale="log", xlabel="views", ylabel=label, title=prefix)
-        axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.legend()
-    figure.tight_layout()
+        axis.set(xscale="log", xlabel="views", ylabel=label, title=prefix, ylim=(0, None))
+        axis.set_xticks(counts, map(str, counts))
+        axis.minorticks_off()
+        axis.legend(fontsize="small")
     figure.savefig(arguments.plot, dpi=100)
 
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (the process's own by default).
 
     Returns:
-        The exit status: 0, 1 if some inputs were skipped, 2 if nothing could be done.
+        The exit status: 0, 1 if some inputs were skipped, 2 if nothing could be done, 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             status: int = arguments.run(arguments)
+        except KeyboardInterrupt:
+            print("dvt-timm: interrupted", file=sys.stderr)
+            return 130
         except arguments.expected as error:
             print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
             return 2

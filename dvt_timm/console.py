@@ -30,13 +30,13 @@ def report_skipped(reason: object) -> None:
     tqdm.write(f"dvt-timm: skipped {one_line(reason)}", file=sys.stderr)
 
 
-def existing(paths: list[Path], report: bool = True) -> list[Path]:
+def existing(paths: list[Path]) -> list[Path]:
     """The paths that exist; the others are reported."""
     found = []
     for path in paths:
         if os.path.exists(path):  # False, too, where the name is too long for a file
             found.append(path)
-        elif report:
+        else:
             report_skipped(f"{path}: not found")
     return found
 
@@ -53,8 +53,8 @@ def add_model_arguments(parser: Any, default: str) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
-        help="a head (folder, file, hf-hub:user/repo), a model's checkpoint, or the folder of a saved model, which "
-        "takes the place of --model",
+        help="a head (folder, file, hf-hub:user/repo), the model's weights (file), or the folder of a saved model, "
+        "which takes the place of --model",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
 

@@ -23,7 +23,7 @@ from .files import CommandError, replacing
 from .hub import HUB_PREFIX
 from .images import ImageError, Preprocessing, check_aspect, images_in, printable, read_image
 from .registry import VIT_MODULES
-from .saved import holds_denoiser, is_saved_model
+from .saved import holds_backbone, is_saved_model
 
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
 
@@ -64,8 +64,8 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
 
     Args:
         name: of `timm.create_model`.
-        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`), a whole checkpoint, or the folder of a
-            saved model, which takes the place of `name`; None for the published weights.
+        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`), the weights of the model in a file, or the
+            folder of a saved model, which takes the place of `name`; None for the published weights.
         device: of PyTorch; None for the GPU if there is one.
 
     Raises:
@@ -78,7 +78,7 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
     try:
         if checkpoint is not None and is_saved_model(checkpoint):
             name = checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}"
-        elif checkpoint is not None and holds_denoiser(checkpoint):
+        elif checkpoint is not None and holds_backbone(checkpoint):
             options["pretrained_cfg_overlay"] = {"file": checkpoint}
         elif checkpoint is not None:
             options["denoiser"] = checkpoint

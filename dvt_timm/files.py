@@ -103,10 +103,19 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise CommandError(f"{error}; choose another --out") from error
     wanted = json.loads(json.dumps(settings))
+    stored, wanted = _flat(stored), _flat(wanted)
     differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
         raise CommandError(f"{path.parent} was made with other settings: {changes}; choose another --out")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def sha1s_of(path: Path) -> list[str]:

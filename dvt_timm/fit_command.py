@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import extract, viz
-from .console import existing, no_images, quiet_hub, report_skipped
+from .console import no_images, quiet_hub, report_skipped
 from .files import CommandError, replacing
 from .offline import Decomposition, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, Solver, fit_store, open_store
 from .offline.run import Team
@@ -25,11 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Fill the store; the exit status."""
     quiet_hub()
     team = Team(arguments.device)
-    given, paths, targets = _find(arguments.paths, arguments.out / PANELS, report=team.rank == 0)
+    missing, targets = _find(arguments.paths, arguments.out / PANELS)
     model = extract.load_model(arguments.model, arguments.checkpoint, arguments.device or team.device)
     failures = fit_store(
         fitter_of(model, arguments, progress=len(targets) == 1),
-        list(targets),
+        [*missing, *targets],
         arguments.out,
         half=arguments.half,
         team=team,
@@ -37,12 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         skipped=report_skipped,
         progress=len(targets) > 1 and team.rank == 0,
     )
-    skipped = len(failures) + len(given) - len(paths)
     if team.rank == 0:
         print(f"{arguments.out}: {len(open_store(arguments.out))} images")
-        if skipped:
-            print(f"dvt-timm: {skipped} of {len(targets) + len(given) - len(paths)} inputs skipped", file=sys.stderr)
-    return 1 if skipped and team.rank == 0 else 0  # another rank's would end the first one before it is done
+        if failures:
+            print(f"dvt-timm: {len(failures)} of {len(targets) + len(missing)} inputs skipped", file=sys.stderr)
+    return 1 if failures and team.rank == 0 else 0  # another rank's would end the first one before it is done
 
 
 def images_of(paths: list[Path], out: Path) -> list[Path]:
@@ -51,20 +51,19 @@ def images_of(paths: list[Path], out: Path) -> list[Path]:
     Raises:
         CommandError: if there is none, or something that is named does not exist.
     """
-    given, found, targets = _find(paths, out, report=True)
-    if len(found) < len(given):
-        raise CommandError(f"{len(given) - len(found)} of the images named do not exist; name others")
+    missing, targets = _find(paths, out)
+    if missing:
+        raise CommandError(f"{len(missing)} of the images named do not exist, first {missing[0]}; name others")
     return list(targets)
 
 
-def _find(paths: list[Path], out: Path, report: bool) -> tuple[list[Path], list[Path], dict[Path, Path]]:
-    """(what is named, what of it exists, images in it -> where their results go)."""
-    given = [image for path in paths for image in _listed(path)]
-    found = existing(given, report=report)
-    targets = dict(extract.find_images(found, out))
+def _find(paths: list[Path], out: Path) -> tuple[list[Path], dict[Path, Path]]:
+    """(what is named and does not exist, images in the rest -> where their results go)."""
+    given = {image: os.path.exists(image) for path in paths for image in _listed(path)}  # False for too long a name
+    targets = dict(extract.find_images([path for path, exists in given.items() if exists], out))
     if not targets:
         raise no_images(paths)
-    return given, found, targets
+    return [path for path, exists in given.items() if not exists], targets
 
 
 def _listed(path: Path) -> list[Path]:

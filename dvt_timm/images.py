@@ -71,7 +71,27 @@ def read_image(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
     except UNREADABLE as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def as_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
+    """An image, or the path of one, as RGB and upright.
+
+    Raises:
+        ImageError: if the file is no image.
+        TypeError: if it is neither.
+        ValueError: if it has no pixels.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"an image is a PIL image or the path of one, got {type(image).__name__}; PIL.Image.fromarray makes one of "
+            "an array of uint8"
+        )
+    if 0 in image.size:
+        raise ValueError(f"the image has no pixels: {image.width} x {image.height}")
+    return upright_rgb(image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

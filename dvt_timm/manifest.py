@@ -90,5 +90,9 @@ def published_variants() -> list[Variant]:
 
 
 def weights_path(file: str) -> Path:
-    """Where a file of `weights/` lies in this installation."""
-    return Path(str(files("dvt_timm.weights").joinpath(file)))
+    """Where a file of `weights/` lies: in this installation, or in the clone that Python runs in."""
+    try:
+        folder = Path(str(files("dvt_timm.weights")))
+    except ModuleNotFoundError:  # a clone hides the installed package from code that is run in it
+        folder = Path(__file__).parents[1] / "weights"
+    return folder / file

@@ -117,13 +117,12 @@ def holds_denoiser(checkpoint: str | Path) -> bool:
 
     False too for what is no file, or cannot be read here: timm knows more formats, and says what is wrong.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        candidates = [path / name for name in (WEIGHTS_NAME, PICKLED_WEIGHTS)]
-        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    if not path.is_file():
-        return False
-    return name_a_denoiser(_keys(path))
+    return name_a_denoiser(_keys(checkpoint))
+
+
+def holds_backbone(checkpoint: str | Path) -> bool:
+    """Whether a local checkpoint is a ViT, with its denoiser or without one; False as in `holds_denoiser`."""
+    return any(key.endswith("patch_embed.proj.weight") for key in _keys(checkpoint))
 
 
 def name_a_denoiser(keys: Iterable[str]) -> bool:
@@ -131,8 +130,14 @@ def name_a_denoiser(keys: Iterable[str]) -> bool:
     return any(key.endswith("denoiser.pos_embed") for key in keys)
 
 
-def _keys(path: Path) -> set[str]:
+def _keys(checkpoint: str | Path) -> set[str]:
     """The names of a checkpoint's tensors; none if it cannot be read."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        candidates = [path / name for name in (WEIGHTS_NAME, PICKLED_WEIGHTS)]
+        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    if not path.is_file():
+        return set()
     if path.suffix != ".safetensors":
         return checkpoint_keys(path)
     try:

@@ -31,7 +31,11 @@ def _add_fit(commands: Any, demo: str) -> None:
         "GPUs: accelerate launch -m dvt_timm fit ...",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="IMAGE_FOLDER_OR_LIST", help="JPEG, PNG, WebP, folders, or .txt lists"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE_FOLDER_OR_LIST",
+        help="JPEG, PNG, WebP, folders, or .txt lists: a path a line, relative to the list",
     )
     add_model_arguments(parser, demo)
     parser.add_argument(
@@ -49,11 +53,18 @@ def _add_decomposition(parser: Any) -> None:
     views = parser.add_argument_group("views")
     views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
     views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
-    views.add_argument("--size", type=positive, metavar="N", help="pixels of a view's sides (default: the model's)")
+    views.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="pixels of a view's sides, rounded to whole patches (default: the model's)",
+    )
     views.add_argument(
         "--keep-aspect", action="store_true", help="do not squeeze images to a square; --size is the shorter side"
     )
-    views.add_argument("--layer", type=int, default=-1, metavar="I", help="block to read (default: the last)")
+    views.add_argument(
+        "--layer", type=int, default=-1, metavar="I", help="block to read, through the final norm (default: the last)"
+    )
     views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
     views.add_argument(
         "--view-batch", type=positive, default=8, metavar="N", help="views at once (default: %(default)s)"
@@ -62,9 +73,11 @@ def _add_decomposition(parser: Any) -> None:
     solver.add_argument(
         "--solver", choices=("least-squares", "neural-field"), default="least-squares", help="(default: %(default)s)"
     )
-    solver.add_argument("--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto")
-    solver.add_argument("--density", type=float, metavar="X", help="nodes per patch of the closed form")
-    solver.add_argument("--field-steps", type=positive, metavar="N", help="of the neural field")
+    solver.add_argument("--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto (1)")
+    solver.add_argument(
+        "--density", type=float, metavar="X", help="nodes per patch and direction of the closed form (2)"
+    )
+    solver.add_argument("--field-steps", type=positive, metavar="N", help="of the neural field (25,000)")
 
 
 def _add_train(commands: Any) -> None:
@@ -125,7 +138,10 @@ def _add_run(parser: Any, presets: tuple[str, ...]) -> None:
 
 
 def _smoothness(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from error
 
 
 def _fit(arguments: argparse.Namespace) -> int:

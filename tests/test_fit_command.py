@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import DEMO
+import timm
+import torch
+from helpers import DEMO, TINY
 from PIL import Image
+from safetensors.torch import save_file
 from test_store import photos
 
+import dvt_timm
 from dvt_timm import cli, fit_command
-from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, open_store
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, open_store
 
 FAST = ["--size", "56", "--views", "3"]
 
@@ -66,6 +70,10 @@ def test_broken_and_missing_images_are_counted(
     assert "skipped gone.jpg: not found" in captured.err
     assert "skipped photos/bad.jpg: not a JPEG, PNG or WebP image" in captured.err
     assert "2 of 4 inputs skipped" in captured.err
+    assert json.loads((tmp_path / "dvt-store/index.json").read_text())["skipped"].keys() == {
+        "gone.jpg",
+        "photos/bad.jpg",
+    }
 
 
 def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ def test_lists_with_odd_lines(run: Callable[..., int], tmp_path: Path, capsys: p
     photos(tmp_path / "photos", 1)
     (tmp_path / "list.txt").write_text("\ufeffphotos/0.png\n" + 300 * "x" + ".png\n", encoding="utf-8")
     assert run("list.txt") == 1
-    assert ".png: not found" in capsys.readouterr().err
+    assert ".png: File name too long" in capsys.readouterr().err
     assert images_of(tmp_path / "dvt-store") == ["0.png"]
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     assert run("list.txt") == 2
@@ -124,6 +132,8 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         (["nothing"], "no image in nothing; give JPEG, PNG or WebP files"),
         (["photos", "--layer", "12"], "layer must be -12..11 (the model has 12 blocks), got 12"),
         (["photos", "--density", "99"], "density must be 0.5..16 nodes per patch, got 99.0"),
+        (["photos", "--size", "20"], "size must be at least two patches, 28 pixels, got 20"),
+        (["photos", "--smoothness", "auto"], 'smoothness="auto" holds 4 views out and needs at least 7, got 4'),
         (["photos", "--field-steps", "20"], "--field-steps is of --solver neural-field"),
         (["photos", "--solver", "neural-field", "--density", "2"], "--density are of --solver least-squares"),
         (["photos", "--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
@@ -137,6 +147,37 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
     assert "other settings: dtype is 'float32', not 'float16'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("photos", "--smoothness", "much")
+    assert "argument --smoothness: must be a number or auto, got 'much'" in capsys.readouterr().err
+
+
+def test_an_interruption_is_one_line(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", 2)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_command, "_panel_writer", lambda _: stopped)
+    assert run("photos", "--panel") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "dvt-timm: interrupted"
+
+
+def test_weights_of_ones_own(run: Callable[..., int], tmp_path: Path) -> None:
+    """A plain checkpoint, and the same model saved whole."""
+    photos(tmp_path / "photos", 1)
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, dynamic_img_size=True)
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    dvt_timm.save_model(model, tmp_path / "whole")
+    stores = []
+    for name in ("plain.safetensors", "whole"):
+        assert run("photos", "--model", TINY, "--checkpoint", name, "--out", f"store-{name}") == 0
+        stores.append(open_store(tmp_path / f"store-{name}"))
+    expected = ImageFitter(model.eval(), num_views=3, size=56)(tmp_path / "photos/0.png")
+    for store in stores:
+        torch.testing.assert_close(store.raw(0), expected.raw)
+        torch.testing.assert_close(store.clean(0), expected.semantics)
 
 
 @pytest.mark.slow

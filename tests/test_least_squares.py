@@ -249,6 +249,23 @@ def test_views_of_other_grids_are_refused() -> None:
         LeastSquaresSolver().fit([views, other])
 
 
+def test_fields_are_read_at_places_only() -> None:
+    views, _, _ = planted(places(12))
+    solution = LeastSquaresSolver().fit(views)
+    with pytest.raises(ValueError, match=r"places must be \[..., 2\], \(x, y\) in \[0, 1\], got \[4, 3\]"):
+        solution.semantics_at(torch.rand(4, 3))
+    with pytest.raises(ValueError, match=r"got NaN among \[1, 2\]"):
+        solution.semantics_at(torch.tensor([[0.5, float("nan")]]))
+    with pytest.raises(ValueError, match=r"the grid \[h, w, C\] of the solution, \[5, 6, 4\], got \[4, 6, 4\]"):
+        unexplained(solution, Views(views.features[:, :4], views.xy[:, :4]))
+
+
+def test_views_of_one_patch_are_refused() -> None:
+    views, _, _ = planted(places(3))
+    with pytest.raises(ValueError, match="views of a single patch hold nothing to compare"):
+        LeastSquaresSolver().fit(Views(views.features[:, :1, :1], views.xy[:, :1, :1]))
+
+
 def test_views_check_their_shapes_and_places() -> None:
     views, _, _ = planted(places(2))
     with pytest.raises(ValueError, match=r"features \[V, h, w, C\] and xy \[V, h, w, 2\], got"):
@@ -269,6 +286,7 @@ def test_views_check_their_shapes_and_places() -> None:
         ({"smoothness": 0}, "smoothness must be a positive number or 'auto', got 0"),
         ({"smoothness": float("nan")}, "smoothness must be"),
         ({"smoothness": "best"}, "smoothness must be"),
+        ({"density": "2"}, "density must be 0.5..16 nodes per patch, got '2'"),
         ({"density": 0.1}, r"density must be 0.5..16 nodes per patch, got 0.1"),
     ],
 )

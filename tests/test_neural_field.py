@@ -170,6 +170,8 @@ def test_other_dtypes_and_inference_mode(small_table: None) -> None:
 def test_bad_input_is_refused(small_table: None) -> None:
     views, _, _ = smooth_views(3)
     solver = NeuralFieldSolver(num_steps=10, batch_size=8)
+    with pytest.raises(ValueError, match=r"places must be \[..., 2\].*got \[4, 3\]"):
+        solver.fit(views).semantics_at(torch.rand(4, 3))
     with pytest.raises(ValueError, match="needs at least 2, got 1"):
         solver.fit(Views(views.features[:1], views.xy[:1]))
     with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step"):

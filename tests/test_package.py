@@ -128,6 +128,17 @@ def test_contents(built: dict[str, Path]) -> None:
     assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE", "METADATA"}
 
 
+def test_code_that_is_run_in_a_clone_finds_the_weights() -> None:
+    """There, the clone's own folder hides an installed package."""
+    code = (
+        "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()];"
+        "from dvt_timm.manifest import read_manifest; assert read_manifest()['variants'];"
+        "import dvt_timm.weights"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'dvt_timm.weights'"
+
+
 @pytest.mark.slow
 def test_the_wheel_works_alone(built: dict[str, Path], tmp_path: Path) -> None:
     """In another environment, which sees this one's dependencies but not this checkout."""

@@ -119,4 +119,4 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
 def test_without_accelerate(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     assert run("train", "--online", "photos", "--base", TINY, "--out", "run") == 2
-    assert "training needs accelerate; pip install 'dvt-timm[train]'" in capsys.readouterr().err
+    assert "training needs accelerate; pip install accelerate tensorboard" in capsys.readouterr().err

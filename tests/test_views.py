@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import dvt_timm
-from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, fit_image, sample_views
+from dvt_timm.offline import ImageError, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, fit_image, sample_views
 from dvt_timm.offline.solution import collect
 from dvt_timm.offline.views import sample_windows
 
@@ -226,6 +226,7 @@ def test_fit_image_takes_paths_and_solvers(tmp_path: Any) -> None:
     by_path = fit_image(model, tmp_path / "a.png", num_views=3, size=64)
     by_image = fit_image(model, photo(), num_views=3, size=64)
     assert torch.equal(by_path.semantics, by_image.semantics)
+    assert sample_views(model, str(tmp_path / "a.png"), num_views=np.int64(3)).image.size == photo().size
     neural = fit_image(model, photo(), num_views=3, size=64, solver=NeuralFieldSolver(num_steps=10))
     assert neural.semantics.shape == (4, 4, 128)
     auto = fit_image(model, photo(), num_views=8, size=64, solver=LeastSquaresSolver(smoothness="auto"))
@@ -242,12 +243,26 @@ def test_what_cannot_be_viewed() -> None:
         sample_views(model, photo(), kind="crop")
     with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
         sample_views(model, photo(), num_views=0)
-    with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
-        sample_views(model, photo(), size=0)
+    with pytest.raises(ValueError, match="size must be at least two patches, 32 pixels, got 16"):
+        sample_views(model, photo(), size=16)
+    with pytest.raises(TypeError, match=r"size must be a whole number, got \(64, 80\)"):
+        sample_views(model, photo(), size=(64, 80))
+    with pytest.raises(TypeError, match=r"num_views must be a whole number, got 2\.5"):
+        sample_views(model, photo(), num_views=2.5)
+    with pytest.raises(TypeError, match="layer must be a whole number, got None"):
+        sample_views(model, photo(), layer=None)
+    with pytest.raises(TypeError, match=r"a PIL image or the path of one, got ndarray; PIL.Image.fromarray"):
+        fit_image(model, np.zeros((64, 64, 3)))
+    with pytest.raises(ValueError, match="the image has no pixels: 0 x 4"):
+        sample_views(model, Image.new("RGB", (0, 4)))
+    with pytest.raises(ImageError, match=r"^nowhere.png: No such file or directory$"):
+        sample_views(model, "nowhere.png")
+    with pytest.raises(TypeError, match=r"solver must be one like LeastSquaresSolver\(\), got 'least-squares'"):
+        fit_image(model, photo(), solver="least-squares")
+    with pytest.raises(ValueError, match="holds 4 views out and needs at least 7, got 6"):
+        ImageFitter(model, LeastSquaresSolver(smoothness="auto"), num_views=5)
     with pytest.raises(TypeError, match="got an unexpected keyword argument"):
         ImageFitter(model, views=3)
-    with pytest.raises(ValueError, match="views of a single patch hold nothing to compare"):
-        fit_image(model, photo(), size=16, num_views=2)
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224").eval()
     with pytest.raises(TypeError, match="the places of patches are those of timm's PatchEmbed, got HybridEmbed"):
         sample_views(hybrid, photo())

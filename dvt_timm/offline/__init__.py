@@ -8,23 +8,28 @@
 it wrote.
 """
 
+from ..files import CommandError
+from ..images import ImageError
 from .coords import image_grid
 from .fit import ImageFitter, Solver, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .neural_field import NeuralFieldSolver
-from .run import fit_store
+from .run import Team, fit_store
 from .solution import Decomposition, Views, unexplained
 from .store import FeatureStore, open_store
 from .views import ViewStream, sample_views
 
 __all__ = [
+    "CommandError",
     "Decomposition",
     "FeatureStore",
+    "ImageError",
     "ImageFitter",
     "LeastSquaresSolver",
     "NeuralFieldSolver",
     "PreparedSolver",
     "Solver",
+    "Team",
     "ViewStream",
     "Views",
     "fit_image",

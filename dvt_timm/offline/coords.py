@@ -87,6 +87,19 @@ def image_grid(rows: int, columns: int) -> Tensor:
     return patch_xy(whole, *PatchGrid((rows, columns), (1, 1), (1, 1)).centres())[0]
 
 
+def places_in_image(xy: Tensor) -> Tensor:
+    """Places [..., 2] where a field is read, as [N, 2]: those outside the image moved to its border.
+
+    Raises:
+        ValueError: on another shape, and on NaN.
+    """
+    if xy.ndim == 0 or xy.shape[-1] != 2:
+        raise ValueError(f"places must be [..., 2], (x, y) in [0, 1], got {list(xy.shape)}")
+    if bool(xy.isnan().any()):
+        raise ValueError(f"places must be (x, y) in [0, 1], got NaN among {list(xy.shape)}")
+    return xy.clamp(0, 1).reshape(-1, 2)
+
+
 def reflect(position: Tensor) -> Tensor:
     """Mirror positions on a line at 0 and at 1 until they lie in [0, 1]."""
     return 1 - (1 - position.remainder(2)).abs()

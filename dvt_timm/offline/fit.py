@@ -6,13 +6,11 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from inspect import signature
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 from ..checkpoints import uncompiled
-from ..images import read_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
@@ -36,7 +34,8 @@ class ImageFitter:
         views: further arguments of `sample_views`.
 
     Raises:
-        TypeError, ValueError: as `sample_views` does.
+        TypeError: if the solver has no `fit`, and as `sample_views` does.
+        ValueError: as `sample_views` does; for fewer views than `smoothness="auto"` needs.
     """
 
     def __init__(self, model: Any, solver: Solver | None = None, **views: Any) -> None:
@@ -44,6 +43,10 @@ class ImageFitter:
         check_arguments(uncompiled(model), **views)  # complains before any image is read
         self.model, self.views = uncompiled(model), views
         self.solver: Solver = LeastSquaresSolver() if solver is None else solver
+        if not hasattr(self.solver, "fit"):
+            raise TypeError(f"solver must be one like LeastSquaresSolver(), got {solver!r}")
+        if isinstance(self.solver, LeastSquaresSolver):
+            self.solver.check_num_views(self.settings["num_views"] + 1)
         self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
 
     @property
@@ -58,8 +61,8 @@ class ImageFitter:
             "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
         }
 
-    def __call__(self, image: Image.Image) -> Decomposition:
-        """Decompose an image; raises as `sample_views` and the solver do."""
+    def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
+        """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""
         stream = sample_views(self.model, image, **self.views)
         if isinstance(self.solver, LeastSquaresSolver) and self.solver.smoothness != "auto":
             return self._prepare(self.solver, stream).fit(stream)
@@ -90,7 +93,7 @@ def fit_image(
 
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode, denoised or not: its raw features are taken.
-        image: an image, or the path of one.
+        image: an image of any mode, or the path of one.
         solver: `LeastSquaresSolver()` by default.
         num_views: besides the whole image; 24 (jitter) or 768 (crops) by default.
         seed: of the views.
@@ -103,5 +106,4 @@ def fit_image(
         ImageError: if the file is no image.
         TypeError, ValueError: as `sample_views` and the solver.
     """
-    picture = image if isinstance(image, Image.Image) else read_image(Path(image))
-    return ImageFitter(model, solver, num_views=num_views, seed=seed, **views)(picture)
+    return ImageFitter(model, solver, num_views=num_views, seed=seed, **views)(image)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .coords import bilinear
+from .coords import bilinear, places_in_image
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Basis:
 class GridField:
     """A field over the image: calling it reads it at places [..., 2] in [0, 1], image frame, as [..., C].
 
-    Outside the image it has the value of its border.
+    Outside the image it has the value of its border. Raises ValueError on other shapes, and on NaN.
     """
 
     values: Tensor  # [R_y, R_x, C]
 
     def __call__(self, xy: Tensor) -> Tensor:
         nodes = (self.values.shape[0], self.values.shape[1])
-        basis = Basis.at(xy.to(self.values.device).clamp(0, 1).reshape(-1, 2), nodes, self.values.dtype)
+        basis = Basis.at(places_in_image(xy).to(self.values.device), nodes, self.values.dtype)
         return basis.read(self.values.flatten(0, 1)).reshape(*xy.shape[:-1], -1)
 
 

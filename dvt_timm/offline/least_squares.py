@@ -138,18 +138,24 @@ class PreparedSolver:
 
 @dataclass(frozen=True)
 class LeastSquaresSolver:
-    """Stage 1 in closed form (this module's docstring has the equation).
+    """Stage 1 in closed form: `min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`.
+
+    F lives on a grid of nodes, bilinear in between; G and the constants o of the views have mean 0.
+
+    Attributes:
+        density: nodes of F per patch, in each direction, 0.5..16.
+        smoothness: lambda, over 0 and below 1e6; or "auto": of a few values the one that predicts held-out views best.
 
     Raises:
         ValueError: on values out of range.
     """
 
-    density: float = 2.0  # nodes of F per patch, in each direction
-    smoothness: float | Literal["auto"] = 1.0  # lambda; "auto": the one that predicts held-out views best
+    density: float = 2.0
+    smoothness: float | Literal["auto"] = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.density <= 16:
-            raise ValueError(f"density must be 0.5..16 nodes per patch, got {self.density}")
+        if not (isinstance(self.density, int | float) and 0.5 <= self.density <= 16):
+            raise ValueError(f"density must be 0.5..16 nodes per patch, got {self.density!r}")
         if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
             raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
 
@@ -185,6 +191,14 @@ class LeastSquaresSolver:
             )
         return self._prepare(xy.flatten(1, 2), xy.shape[1:3])
 
+    def check_num_views(self, count: int) -> None:
+        """Raises ValueError if views, the whole image included, are too few for `smoothness="auto"`."""
+        if self.smoothness == "auto" and count < HELD_OUT + 3:
+            raise ValueError(
+                f'smoothness="auto" holds {HELD_OUT} views out and needs at least {HELD_OUT + 3}, got {count}; pass a '
+                "number or sample more"
+            )
+
     def _nodes(self, grid: tuple[int, ...]) -> tuple[int, int]:
         """(R_y, R_x): with a whole density every patch centre of the whole image is a node, or midway between two."""
         rows, columns = (max(2, math.ceil(self.density * patches) + 1) for patches in grid)
@@ -216,11 +230,7 @@ class LeastSquaresSolver:
                 held.append(Views(batch.features[:count], batch.xy[:count]))
             if count < len(batch):
                 kept.add(Views(batch.features[count:], batch.xy[count:]))
-        if len(everything.xy) < HELD_OUT + 3:
-            raise ValueError(
-                f'smoothness="auto" holds {HELD_OUT} views out and needs at least {HELD_OUT + 3}, got '
-                f"{len(everything.xy)}; pass a number or sample more"
-            )
+        self.check_num_views(len(everything.xy))
         scores = {}
         for candidate in self._candidates(kept.xy, grid, CANDIDATES):
             errors = unexplained(candidate._finish(kept), collect(held))[..., 0]

@@ -22,6 +22,7 @@ from torch.nn.functional import cosine_similarity, grid_sample, mse_loss
 from tqdm import trange
 
 from ..schedule import warmed_up_cosine
+from .coords import places_in_image
 from .hash_grid import HashGrid, TinyCudaGrid
 from .solution import Decomposition, Views, collect
 
@@ -86,15 +87,22 @@ class NeuralFieldSolver:
 
     To repeat the released method, sample its views too: `kind="crops", num_views=768, edge_to_edge=True`.
 
+    Attributes:
+        num_steps: at least 10; the default is the authors' script's, the paper's text says 20,000.
+        batch_size: patches per step, drawn with replacement from all views.
+        seed: of parameters and draws.
+        backend: of the hash encoding; tinycudann where it is installed, on CUDA.
+        progress: whether to show a bar on a terminal.
+
     Raises:
         ValueError: on values out of range.
     """
 
-    num_steps: int = 25_000  # the paper's text says 20,000
-    batch_size: int = 2048  # patches per step, drawn with replacement from all views
-    seed: int = 0  # of parameters and draws
-    backend: Literal["torch", "tinycudann"] = "torch"  # of the hash encoding
-    progress: bool = field(default=False, repr=False)  # whether to show a bar on a terminal
+    num_steps: int = 25_000
+    batch_size: int = 2048
+    seed: int = 0
+    backend: Literal["torch", "tinycudann"] = "torch"
+    progress: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_steps < 10 or self.batch_size < 1:
@@ -166,7 +174,7 @@ class NeuralFieldSolver:
 
         @torch.no_grad()
         def semantics_at(xy: Tensor) -> Tensor:
-            places = xy.to(constant.device).float().reshape(-1, 2)
+            places = places_in_image(xy).to(constant.device).float()
             features = torch.cat([model.semantics(part) for part in places.split(1 << 16)])
             return (features + constant).reshape(*xy.shape[:-1], -1)
 

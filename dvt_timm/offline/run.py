@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Team:
             try:
                 from accelerate import PartialState
             except ImportError as error:
-                raise CommandError("several processes need accelerate; pip install 'dvt-timm[train]'") from error
+                raise CommandError("several processes need accelerate; pip install accelerate") from error
             self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
@@ -65,8 +66,8 @@ class Team:
 
 def fit_store(
     fitter: ImageFitter,
-    images: Sequence[Path],
-    folder: Path,
+    images: Sequence[str | PathLike[str]],
+    folder: str | PathLike[str],
     *,
     half: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -94,7 +95,7 @@ def fit_store(
     Raises:
         CommandError: if the store cannot be written, has other settings, or is being written to by another run.
     """
-    team = team or Team()
+    team, folder = team or Team(), Path(folder)
     failures: dict[str, str] = {}
 
     def skip(path: Path, reason: str) -> None:
@@ -108,7 +109,7 @@ def fit_store(
         team.wait()
         done = done_in(folder)
         team.wait()  # until all have seen the same, before anything is added
-        todo = _unique(images, done, skip if team.rank == 0 else lambda *_: None)
+        todo = _unique(map(Path, images), done, skip if team.rank == 0 else lambda *_: None)
         writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
@@ -152,14 +153,14 @@ def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.",
     return digest.hexdigest()
 
 
-def _unique(images: Sequence[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
+def _unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
     """Images that are not done, each content once, with its SHA-256."""
     todo: dict[str, Path] = {}
     for path in images:
         try:
             sha256 = sha256_of(path)
         except OSError as error:
-            skip(path, f"{path}: {error}")
+            skip(path, f"{path}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}")
             continue
         if sha256 not in done:
             todo.setdefault(sha256, path)

@@ -20,12 +20,16 @@ from torch import Tensor
 class Views:
     """Features of several views of one image; iterating gives the views themselves, as one batch.
 
+    Attributes:
+        features: [V, h, w, C], raw, after the final norm.
+        xy: [V, h, w, 2], places (x, y) of the patches in [0, 1]: (0, 0) is the image's upper left corner.
+
     Raises:
         ValueError: on other shapes, or places outside [0, 1].
     """
 
-    features: Tensor  # [V, h, w, C], raw, after the final norm
-    xy: Tensor  # [V, h, w, 2] places of the patches in [0, 1], image frame
+    features: Tensor
+    xy: Tensor
 
     def __post_init__(self) -> None:
         if self.features.ndim != 4 or self.xy.shape != (*self.features.shape[:3], 2):
@@ -48,14 +52,28 @@ class Views:
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """One image's features, taken apart; the mean of the artifact over the patches is 0."""
+    """One image's features, taken apart.
 
-    raw: Tensor  # [h, w, C] y of the whole image
-    semantics: Tensor  # [h, w, C] F at the patches of the whole image
-    artifact: Tensor  # [h, w, C] G, shared by all views
-    residual: Tensor  # [h, w, C] h: what depends on content and position together, of the whole image, its o included
-    stats: dict[str, Any] = field(repr=False)  # figures of the fit, JSON-friendly
-    semantics_at: Callable[[Tensor], Tensor] = field(repr=False)  # F: [..., 2] in [0, 1] -> [..., C]
+    Attributes:
+        raw: [h, w, C], y of the whole image.
+        semantics: [h, w, C], F at the patches of the whole image.
+        artifact: [h, w, C], G, shared by all views; its mean over the patches is 0.
+        residual: [h, w, C], h of the whole image, what depends on content and position together. In closed form
+            `raw - semantics - artifact`, so that its mean over the patches is the o of the whole image; of the neural
+            field what its network predicts from `raw`, as the paper has it, and the sum of the three is not `raw`.
+        stats: figures of the fit, JSON-friendly: `solver`, `num_views` (the whole image included); in closed form
+            `nodes` of F (rows, columns), `smoothness` and `unexplained`, the share of the views' variance that
+            F + G + o leaves over in the fit itself; of the neural field `num_steps` and `loss_curve`.
+        semantics_at: F at places [..., 2] (x, y) in [0, 1], image frame: [..., C]; outside the image it has the value
+            of the border. Raises ValueError on other shapes, and on NaN.
+    """
+
+    raw: Tensor
+    semantics: Tensor
+    artifact: Tensor
+    residual: Tensor
+    stats: dict[str, Any] = field(repr=False)
+    semantics_at: Callable[[Tensor], Tensor] = field(repr=False)
 
 
 def collect(views: Iterable[Views]) -> Views:
@@ -80,9 +98,17 @@ def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
     Returns:
         [h, w, 2]: squared error and variance of each patch, summed over views and channels, each view's mean removed
         from both; the share that is unexplained is the ratio of their sums.
+
+    Raises:
+        ValueError: if the views have another grid.
     """
     sums = torch.zeros(*solution.artifact.shape[:2], 2, dtype=torch.float64)
     for batch in views:
+        if batch.features.shape[1:] != solution.artifact.shape:
+            raise ValueError(
+                f"views must have the grid [h, w, C] of the solution, {list(solution.artifact.shape)}, got "
+                f"{list(batch.features.shape[1:])}"
+            )
         features = batch.features.to(solution.artifact)
         error = features - solution.semantics_at(batch.xy) - solution.artifact
         for i, values in enumerate((error, features)):

@@ -48,6 +48,11 @@ class FeatureStore:
     """A map-style dataset of (raw, clean) feature maps; made by `open_store`.
 
     Files are mapped into memory and only what is asked for is read. It may be sent to other processes (data workers).
+
+    Attributes:
+        folder: of the store.
+        settings: model, views and solver that its features come from.
+        entries: for each image its SHA-256, its path as given (`entries[i].image`) and the solver's figures.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:

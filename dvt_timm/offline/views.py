@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
+from os import PathLike
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import uncompiled
-from ..images import Preprocessing, preprocessing_of, upright_rgb
+from ..images import Preprocessing, as_image, preprocessing_of
 from ..models import plain_intermediates
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
@@ -84,7 +86,7 @@ class ViewStream:
 
 def sample_views(
     model: Any,
-    image: Image.Image,
+    image: Image.Image | str | PathLike[str],
     *,
     num_views: int | None = None,
     kind: Kind = "jitter",
@@ -108,13 +110,13 @@ def sample_views(
 
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode; of a denoised one the raw features are read.
-        image: of any mode; converted to RGB, upright as its EXIF orientation says.
+        image: of any mode, or the path of one; converted to RGB, upright as its EXIF orientation says.
         num_views: besides the whole image, which comes last; 24 (jitter) or 768 (crops) by default.
         kind: of the views.
         seed: of the windows.
         layer: block whose output is read, through the model's final norm; -1 for the last one.
-        size: of every view in pixels, rounded to whole patches: both sides, or with `keep_aspect` the shorter one.
-            By default the size that the model was built for.
+        size: of every view in pixels, at least two patches, rounded to whole ones: both sides, or with `keep_aspect`
+            the shorter one. By default the size that the model was built for.
         keep_aspect: give views the image's aspect ratio, rather than squeeze it to the model's.
         edge_to_edge: place the outermost patches on a view's border, half a patch outside their centres, as the
             released code does.
@@ -127,13 +129,15 @@ def sample_views(
         in `.xy` ahead of the first forward pass.
 
     Raises:
-        TypeError: if the model is no timm `VisionTransformer` or `Eva`, or its patches do not come from `PatchEmbed`.
+        ImageError: if the file is no image.
+        TypeError: if the model is no timm `VisionTransformer` or `Eva`, or its patches do not come from `PatchEmbed`;
+            on a number that is not whole.
         ValueError: on arguments out of range, a model in training mode, or a size that the model does not take.
     """
     model = uncompiled(model)
     check_arguments(model, num_views, kind, layer, size, batch_size)
     preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
-    image = upright_rgb(image)
+    image = as_image(image)
     pixels = _view_size(model, image, preprocessing, size, keep_aspect)
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
@@ -229,13 +233,17 @@ def check_arguments(
         raise ValueError("the model is in training mode, where views of one place differ; call model.eval()")
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
+    for name, value in (("num_views", num_views), ("layer", layer), ("size", size), ("batch_size", batch_size)):
+        if not isinstance(value, Integral) and not (value is None and name in ("num_views", "size")):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
     if num_views is not None and num_views < 1:
         raise ValueError(f"num_views must be at least 1, got {num_views}; about 24 give a clean map")
     depth = len(model.blocks)
     if not -depth <= layer < depth:
         raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {layer}")
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    least = 2 * max(model.patch_embed.patch_size)
+    if size is not None and size < least:
+        raise ValueError(f"size must be at least two patches, {least} pixels, got {size}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 

@@ -4,7 +4,7 @@
     dvt-timm train --store STORE --out RUN
     dvt-timm distil --base NAME --denoiser RUN --images PHOTOS --out RUN2
 
-Needs `pip install 'dvt-timm[train]'`.
+Needs the extra `train`.
 """
 
 from .config import TrainConfig

@@ -42,7 +42,7 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise CommandError("training needs accelerate; pip install 'dvt-timm[train]'") from error
+        raise CommandError("training needs accelerate; pip install accelerate tensorboard") from error
     cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
         return Accelerator(

@@ -62,7 +62,7 @@ def _best_cuts(clump: Tensor, clumps: int, part: Tensor, parts: int, most: int) 
     total = torch.cat([torch.zeros(C, 1, parts), counts.reshape(C, clumps, parts).cumsum(dim=1)], dim=1)
     gain = _xlogx(total[:, None, :, :] - total[:, :, None, :]).sum(dim=-1)  # [C, from, to]
     size = total.sum(dim=-1)
-    gain -= _xlogx((size[:, None, :] - size[:, :, None]).clamp(min=0))
+    gain -= _xlogx(size[:, None, :] - size[:, :, None])
     gain = gain.masked_fill(torch.ones(clumps + 1, clumps + 1).tril().bool(), -math.inf)
     entropy = math.log(N) - _xlogx(total[:, -1]).sum(dim=-1) / N  # of the parts
     score = gain[:, 0]  # [C, to], with one run so far
@@ -75,4 +75,5 @@ def _best_cuts(clump: Tensor, clumps: int, part: Tensor, parts: int, most: int) 
 
 
 def _xlogx(count: Tensor) -> Tensor:
-    return torch.special.xlogy(count.clamp(min=0), count.clamp(min=1))
+    """Of whole numbers; 0 for 0 and for negative ones."""
+    return count.clamp(min=1).log_().mul_(count)

@@ -281,10 +281,10 @@ stage, run = sys.argv[1:]
 config = TrainConfig(steps=6, batch_size=4, lr=1e-3, workers=0)
 accelerator = make_accelerator(config, "cpu")
 if stage == "train":
-    train_denoiser(open_store("store"), "test_vit.r160_in1k", Path(run), config, accelerator=accelerator)
+    train_denoiser(open_store("store"), "test_vit.r160_in1k", run, config, accelerator=accelerator)
 else:
     teacher = timm.create_model("local-dir:teacher", pretrained=True)
-    distill(teacher, sorted(Path("photos").iterdir()), Path(run), config, accelerator=accelerator)
+    distill(teacher, sorted(map(str, Path("photos").iterdir())), run, config, accelerator=accelerator)
 """
 
 
@@ -390,7 +390,7 @@ class TestResults:
         assert ours.pretrained_cfg["tag"] == "r160_in1k_distilled"
 
     def test_the_same_again_does_nothing(self, store: FeatureStore, tmp_path: Path) -> None:
-        train_denoiser(store, TINY, tmp_path / "run", SHORT)
+        train_denoiser(store, TINY, str(tmp_path / "run"), SHORT)
         before = weights(tmp_path / "run")
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         assert equal(weights(tmp_path / "run"), before)
@@ -412,7 +412,7 @@ def test_other_families(name: str, tmp_path: Path) -> None:
     Trainer(stage, config, tmp_path / "head", make_accelerator(config, "cpu")).train()
     head = dvt_timm.load_head(tmp_path / "head")
     assert head.grid_size == model.patch_embed.grid_size
-    distill(dvt_timm.denoise(model, head), paths, tmp_path / "plain", config)
+    distill(dvt_timm.denoise(model, head), list(map(str, paths)), tmp_path / "plain", config)
     plain = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True)
     assert type(plain) in (VisionTransformer, Eva)
     changed = {key for key, value in plain.state_dict().items() if not torch.equal(value, model.state_dict()[key])}
@@ -475,11 +475,11 @@ class TestResuming:
     def test_other_features_of_the_same_images_are_refused(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         crops = store_of(tmp_path / "crops", planted(12), views=settings_of(fitter(kind="crops"), half=False)["views"])
-        with pytest.raises(CommandError, match=r"features is .*'jitter'.*, not .*'crops'"):
+        with pytest.raises(CommandError, match=r"features\.views\.kind is 'jitter', not 'crops'"):
             train_denoiser(crops, TINY, tmp_path / "run", SHORT)
         paths = photos(tmp_path / "photos", 6)
         train_denoiser(OnlinePairs(paths, fitter()), TINY, tmp_path / "online", SHORT)
-        with pytest.raises(CommandError, match=r"'num_views': 3.*, not .*'num_views': 4"):
+        with pytest.raises(CommandError, match=r"features\.views\.num_views is 3, not 4"):
             train_denoiser(OnlinePairs(paths, fitter(num_views=4)), TINY, tmp_path / "online", SHORT)
 
     def test_what_a_killed_run_left_half_written_is_removed(self, store: FeatureStore, tmp_path: Path) -> None:

@@ -21,22 +21,35 @@ class TrainConfig:
     The result depends on `batch_size`, not on how it is divided among processes and accumulated batches, up to
     rounding.
 
+    Attributes:
+        steps: updates of the weights.
+        batch_size: samples of one step, over all processes and accumulated batches.
+        accumulation: batches, one after the other, that make up a step.
+        lr: peak of the learning rate; None for 2e-4 * sqrt(batch_size / 256).
+        warmup: share of the steps over which the learning rate rises, 0 <= warmup < 1.
+        weight_decay: of AdamW.
+        precision: of forward and backward passes; weights and loss are float32.
+        seed: of initial weights, order of samples, flips.
+        workers: processes of each process that read samples.
+        held_out: samples kept from training for evaluation; None for a twentieth, at most 64.
+        eval_every, checkpoint_every: steps.
+
     Raises:
         ValueError: if one is out of range.
     """
 
-    steps: int = 50_000  # updates of the weights
-    batch_size: int = 128  # samples of one step, over all processes and accumulated batches
-    accumulation: int = 1  # batches, one after the other, that make up a step
-    lr: float | None = None  # peak learning rate; None for 2e-4 * sqrt(batch_size / 256)
-    warmup: float = 0.15  # share of the steps over which the learning rate rises
+    steps: int = 50_000
+    batch_size: int = 128
+    accumulation: int = 1
+    lr: float | None = None
+    warmup: float = 0.15
     weight_decay: float = 1e-5
-    precision: Precision = "no"  # of forward and backward passes; weights and loss are float32
-    seed: int = 0  # of initial weights, order of samples, flips
-    workers: int = 2  # processes of each process that read samples
-    held_out: int | None = None  # samples kept from training for evaluation; None for a twentieth, at most 64
-    eval_every: int = 500  # steps
-    checkpoint_every: int = 100  # steps
+    precision: Precision = "no"
+    seed: int = 0
+    workers: int = 2
+    held_out: int | None = None
+    eval_every: int = 500
+    checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "checkpoint_every"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +36,8 @@ class OnlinePairs:
         ImageError: when a pair is asked for whose image cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path], fitter: ImageFitter) -> None:
-        self.paths, self.fitter = list(paths), fitter
+    def __init__(self, paths: Sequence[str | PathLike[str]], fitter: ImageFitter) -> None:
+        self.paths, self.fitter = list(map(Path, paths)), fitter
         self.settings = settings_of(fitter, half=False)  # as a store of them would have
 
     def __len__(self) -> int:
@@ -60,9 +61,11 @@ class Images:
         ImageError: when an image is asked for that cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, size: tuple[int, int]) -> None:
+    def __init__(
+        self, paths: Sequence[str | PathLike[str]], preprocessing: Preprocessing, size: tuple[int, int]
+    ) -> None:
         """size: (H, W) in pixels."""
-        self.paths, self.preprocessing, self.size = list(paths), preprocessing, size
+        self.paths, self.preprocessing, self.size = list(map(Path, paths)), preprocessing, size
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class DistillStage:
     def __init__(
         self,
         teacher: DenoisedVisionTransformer | DenoisedEva,
-        paths: Sequence[Path],
+        paths: Sequence[str | PathLike[str]],
         *,
         size: tuple[int, int] | None = None,
         grad_checkpointing: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
 def train_denoiser(
     samples: FeatureStore | OnlinePairs,
     base: str,
-    run: Path,
+    run: str | PathLike[str],
     config: TrainConfig,
     *,
     accelerator: Any = None,
@@ -86,13 +87,13 @@ def train_denoiser(
         ValueError: on too few samples, samples of several sizes, a damaged store, or numbers that do not fit.
     """
     stage = DenoiserStage(samples, base, seed=config.seed, **options)
-    _run(stage, run, config, accelerator or make_accelerator(config), progress)
+    _run(stage, Path(run), config, accelerator or make_accelerator(config), progress)
 
 
 def distill(
     teacher: DenoisedVisionTransformer | DenoisedEva,
-    images: Sequence[Path],
-    run: Path,
+    images: Sequence[str | PathLike[str]],
+    run: str | PathLike[str],
     config: TrainConfig,
     *,
     accelerator: Any = None,
@@ -115,7 +116,7 @@ def distill(
     """
     accelerator = accelerator or make_accelerator(config)
     stage = DistillStage(teacher, images, device=accelerator.device, **options)
-    _run(stage, run, config, accelerator, progress)
+    _run(stage, Path(run), config, accelerator, progress)
 
 
 def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progress: bool) -> None:

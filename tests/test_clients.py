@@ -22,7 +22,7 @@ def assert_depends_on_head(forward: Any, head: nn.Module, x: Tensor) -> None:
 class TestSegmentationModelsPytorch:
     """`tu-<timm name>` as the encoder of a DPT."""
 
-    @pytest.mark.parametrize("name", ["vit_base_patch16_224.dvt_dino", EVA])
+    @pytest.mark.parametrize("name", ["vit_base_patch16_224.dvt_dino", pytest.param(EVA, marks=pytest.mark.slow)])
     def test_dpt(self, name: str) -> None:
         smp = pytest.importorskip("segmentation_models_pytorch")
         model = smp.DPT(f"tu-{name}", encoder_weights=None, encoder_depth=4, classes=3).eval()

@@ -17,6 +17,7 @@ from torch import nn
 from dvt_timm import denoise
 
 both = pytest.mark.parametrize("name", [VIT, EVA])
+vit_and_slowly_eva = pytest.mark.parametrize("name", [VIT, pytest.param(EVA, marks=pytest.mark.slow)])
 
 
 def patch_of(name: str) -> int:
@@ -201,7 +202,7 @@ class TestStride:
         with pytest.raises(ValueError, match="patch size"):
             create(VIT, stride=7).set_input_size(patch_size=16)
 
-    @both
+    @vit_and_slowly_eva
     @pytest.mark.parametrize("dynamic_img_size", [True, False])
     @torch.no_grad()
     def test_compilers(self, name: str, dynamic_img_size: bool) -> None:
@@ -393,7 +394,7 @@ class Maps(nn.Module):
 
 
 class TestCompilers:
-    @both
+    @vit_and_slowly_eva
     @pytest.mark.parametrize("entry", ["forward_features", "forward_intermediates"])
     @torch.no_grad()
     def test_compile_fullgraph(self, name: str, entry: str) -> None:
@@ -418,7 +419,7 @@ class TestCompilers:
         for a, p in zip(ours, model.denoiser.parameters(), strict=True):
             torch.testing.assert_close(a, p.grad, atol=1e-5, rtol=1e-3)
 
-    @both
+    @vit_and_slowly_eva
     @pytest.mark.parametrize("dynamic_img_size", [True, False])
     @torch.no_grad()
     def test_export_with_a_dynamic_batch(self, name: str, dynamic_img_size: bool) -> None:

@@ -300,6 +300,12 @@ def test_auto_cannot_be_prepared() -> None:
         LeastSquaresSolver(smoothness="auto").prepare(places(3))
 
 
+def test_a_decomposition_does_not_keep_the_views() -> None:
+    views, _, _ = planted(places(12))
+    raw = LeastSquaresSolver().fit(Views(views.features.float(), views.xy.float())).raw
+    assert raw.untyped_storage().nbytes() == raw.numel() * raw.element_size()
+
+
 def test_a_decomposition_is_small_to_print() -> None:
     views, _, _ = planted(places(12))
     solution = LeastSquaresSolver().fit(views)

@@ -158,6 +158,11 @@ def test_a_seed_gives_the_same_and_leaves_the_callers_random_numbers_alone(small
     assert not torch.equal(fits[0], fits[2])
 
 
+def test_a_decomposition_does_not_keep_the_views(small_table: None) -> None:
+    raw = NeuralFieldSolver(num_steps=10, batch_size=8).fit(smooth_views(3)[0]).raw
+    assert raw.untyped_storage().nbytes() == raw.numel() * raw.element_size()
+
+
 def test_other_dtypes_and_inference_mode(small_table: None) -> None:
     views, _, _ = smooth_views(3)
     solver = NeuralFieldSolver(num_steps=10, batch_size=8)

@@ -65,7 +65,7 @@ class _Sums:
         self.views.append(means)
         self.places.append(places)
         self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
-        self.last = batch.features[-1].to(self.dtype)  # [h, w, C]
+        self.last = batch.features[-1].to(self.dtype, copy=True)  # [h, w, C]; a part would keep the whole batch
 
     def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
         """Less the reference, in memory that the next batch uses again: to get fresh memory takes longer."""

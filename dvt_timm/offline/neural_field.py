@@ -184,7 +184,7 @@ class NeuralFieldSolver:
             "num_steps": self.num_steps,
             "loss_curve": curve,
         }
-        raw = data.features[-1].float()
+        raw = data.features[-1].to(torch.float32, copy=True)  # a part would keep all views
         residual = model.residual_predictor(raw)
         return Decomposition(raw, semantics_at(data.xy[-1]), artifact.contiguous(), residual, stats, semantics_at)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
-from .console import add_model_arguments, existing, no_images, one_line, positive, quiet_hub, report_skipped
+from .console import add_model_arguments, no_images, one_line, positive, quiet_hub, report_skipped
 from .files import CommandError
 from .stages import add_stages
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             status: int = arguments.run(arguments)
         except KeyboardInterrupt:
-            print("dvt-timm: interrupted", file=sys.stderr)
+            print("dvt-timm: interrupted; run the same again", file=sys.stderr)
             return 130
         except arguments.expected as error:
             print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
@@ -176,7 +177,7 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     from . import extract
     from .images import ImageError, preprocessing_of
 
-    paths = existing(arguments.paths)
+    paths = _existing(arguments.paths)
     images = extract.find_images(paths, arguments.out)
     if not images:
         raise no_images(arguments.paths)
@@ -196,6 +197,17 @@ def _extract_all(arguments: argparse.Namespace) -> int:
     if skipped:
         print(f"dvt-timm: {skipped} of {missing + len(images)} inputs skipped", file=sys.stderr)
     return skipped
+
+
+def _existing(paths: list[Path]) -> list[Path]:
+    """The paths that exist; the others are reported."""
+    found = []
+    for path in paths:
+        if os.path.exists(path):  # False, too, where the name is too long for a file
+            found.append(path)
+        else:
+            report_skipped(f"{path}: not found")
+    return found
 
 
 def _make_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,6 @@ def one_line(message: object) -> str:
 def report_skipped(reason: object) -> None:
     """On standard error, above a progress bar."""
     tqdm.write(f"dvt-timm: skipped {one_line(reason)}", file=sys.stderr)
-
-
-def existing(paths: list[Path]) -> list[Path]:
-    """The paths that exist; the others are reported."""
-    found = []
-    for path in paths:
-        if os.path.exists(path):  # False, too, where the name is too long for a file
-            found.append(path)
-        else:
-            report_skipped(f"{path}: not found")
-    return found
 
 
 def no_images(paths: list[Path]) -> CommandError:

@@ -99,11 +99,10 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     try:
-        stored = read_json(path)
+        stored = _flat(read_json(path))
     except ValueError as error:
         raise CommandError(f"{error}; choose another --out") from error
-    wanted = json.loads(json.dumps(settings))
-    stored, wanted = _flat(stored), _flat(wanted)
+    wanted = _flat(json.loads(json.dumps(settings)))
     differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)

@@ -12,12 +12,33 @@ from hub_server import Hub
 import dvt_timm
 
 
-def run(*arguments: str, **environment: str) -> str:
+def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def run(*arguments: str, **environment: str) -> str:
+    done = ended(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage1.py", "views"], "views needs --photos DIR"),
+        (["stage1.py", "views", "--stores", "a=b"], "views needs --photos DIR"),
+        (["stage1.py", "camvid", "--photos", "examples/data"], "camvid needs --camvid DIR"),
+        (["heads.py", "error", "--heads", "a=b"], "error needs --photos DIR"),
+    ],
+)
+def test_benchmarks_say_what_they_need(arguments: list[str], message: str) -> None:
+    script, *rest = arguments
+    done = ended(f"examples/benchmarks/{script}", *rest)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"{script}: error: {message}"
 
 
 @pytest.mark.slow

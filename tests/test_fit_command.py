@@ -70,10 +70,8 @@ def test_broken_and_missing_images_are_counted(
     assert "skipped gone.jpg: not found" in captured.err
     assert "skipped photos/bad.jpg: not a JPEG, PNG or WebP image" in captured.err
     assert "2 of 4 inputs skipped" in captured.err
-    assert json.loads((tmp_path / "dvt-store/index.json").read_text())["skipped"].keys() == {
-        "gone.jpg",
-        "photos/bad.jpg",
-    }
+    index = json.loads((tmp_path / "dvt-store/index.json").read_text())
+    assert index["skipped"].keys() == {"gone.jpg", "photos/bad.jpg"}
 
 
 def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path) -> None:
@@ -160,7 +158,7 @@ def test_an_interruption_is_one_line(
 
     monkeypatch.setattr(fit_command, "_panel_writer", lambda _: stopped)
     assert run("photos", "--panel") == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "dvt-timm: interrupted"
+    assert capsys.readouterr().err.splitlines()[-1] == "dvt-timm: interrupted; run the same again"
 
 
 def test_weights_of_ones_own(run: Callable[..., int], tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_settings_hold_what_the_defaults_stand_for(tmp_path: Path) -> None:
         "size": 160,
         "autocast": "float32",
     }
-    fit_store(fitter(size=160), paths, tmp_path / "store")
+    fit_store(fitter(size=np.int64(160), num_views=np.int64(3)), paths, tmp_path / "store")
     assert len(open_store(tmp_path / "store")) == 2
     with pytest.raises(CommandError, match=r"views\.autocast is 'float32', not 'bfloat16'"):
         fit_store(fitter(size=160, autocast=torch.bfloat16), paths, tmp_path / "store")

@@ -53,11 +53,11 @@ class ImageFitter:
     def settings(self) -> dict[str, Any]:
         """What the views are, JSON-friendly: the arguments of `sample_views` that change them, defaults filled in."""
         given = {**{name: p.default for name, p in signature(sample_views).parameters.items()}, **self.views}
-        settings = {name: given[name] for name in ("kind", "seed", "layer", "keep_aspect", "edge_to_edge")}
         return {
-            **settings,
-            "num_views": given["num_views"] or DEFAULT_VIEWS[given["kind"]],
-            "size": given["size"] or min(self.model.patch_embed.img_size),
+            **{name: given[name] for name in ("kind", "keep_aspect", "edge_to_edge")},
+            **{name: int(given[name]) for name in ("seed", "layer")},  # which NumPy's are not
+            "num_views": int(given["num_views"] or DEFAULT_VIEWS[given["kind"]]),
+            "size": int(given["size"] or min(self.model.patch_embed.img_size)),
             "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
         }
 

@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="of views (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    needed = "camvid" if arguments.measure == "camvid" else "photos"
-    if getattr(arguments, needed) is None:
-        parser.error(f"{arguments.measure} needs --{needed} DIR")
+    folder = "camvid" if arguments.measure == "camvid" else "photos"
+    if getattr(arguments, folder) is None:
+        parser.error(f"{arguments.measure} needs --{folder} DIR")
     MEASURES[arguments.measure](Contenders(arguments.heads), arguments)
 
 

@@ -50,9 +50,9 @@ class ViewCache:
         self.model = timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
         self.weights = fingerprint(self.model)
 
-    def take(self, image: Image.Image, kind: str, num_views: int, seed: int = 0) -> Views:
+    def take(self, image: Image.Image, kind: str, num_views: int) -> Views:
         """What a fit sees; the last view is the whole image."""
-        stream = sample_views(self.model, image, kind=kind, num_views=num_views, seed=seed)
+        stream = sample_views(self.model, image, kind=kind, num_views=num_views)
         return self._kept(stream, stream)
 
     def held_out(self, image: Image.Image, kind: str) -> Views:

@@ -39,7 +39,13 @@ MEASURES = {
     "camvid": stage1_downstream.camvid,
     "options": stage1_real.options,
 }
-NEEDED = {"camvid": "camvid", **dict.fromkeys(MEASURES.keys() - {"planted", "size", "camvid"}, "photos")}
+
+
+def needed(arguments: argparse.Namespace) -> str | None:
+    """The folder that a measure cannot do without."""
+    if arguments.measure in ("planted", "size") or (arguments.measure == "leakage" and arguments.stores):
+        return None
+    return "camvid" if arguments.measure == "camvid" else "photos"
 
 
 def main() -> None:
@@ -60,9 +66,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="(default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of the number of views")
     arguments = parser.parse_args()
-    needed = NEEDED.get(arguments.measure)
-    if needed and not (getattr(arguments, needed) or arguments.stores):
-        parser.error(f"{arguments.measure} needs --{needed} DIR")
+    folder = needed(arguments)
+    if folder and getattr(arguments, folder) is None:
+        parser.error(f"{arguments.measure} needs --{folder} DIR")
     print(
         f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, {torch.get_num_threads()} threads\n"
     )

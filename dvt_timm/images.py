@@ -54,9 +54,17 @@ class Preprocessing:
 
     def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
         """The normalised pixels."""
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255  # [H, W, 3]
-        normalised = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return normalised.permute(2, 0, 1)[None].contiguous()
+        return self.normalise(pixels_of(image)[None])
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the same device."""
+        mean, std = (pixels.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def pixels_of(image: Image.Image) -> Tensor:  # [H, W, 3]
+    """An RGB image's pixels, uint8."""
+    return torch.from_numpy(np.array(image))
 
 
 def read_image(path: Path) -> Image.Image:

@@ -6,8 +6,11 @@ Letters: V views, h x w patches, C channels, H x W pixels.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from os import PathLike
 from typing import Any, Literal, get_args
@@ -22,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import uncompiled
-from ..images import Preprocessing, as_image, preprocessing_of
+from ..images import Preprocessing, as_image, pixels_of, preprocessing_of
 from ..models import plain_intermediates
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
@@ -57,31 +60,43 @@ class ViewStream:
         return len(self.windows)
 
     def __iter__(self) -> Iterator[Views]:
-        canvas, corner = _mirrored(self.image, self.windows)
         with tqdm(total=self.num_views, unit="view", leave=False, disable=None if self.progress else True) as bar:
+            start = 0
+            for pixels in self._batches():
+                features = self._features(pixels).to(self.xy.device)
+                yield Views(features, self.xy[start : start + len(pixels)])
+                start += len(pixels)
+                bar.update(len(pixels))
+
+    def _batches(self) -> Iterator[Tensor]:  # uint8 [b, H, W, 3]
+        """Pixels of the views; other threads make the next batch while one is in use."""
+        view, coming = partial(self._view, *_mirrored(self.image, self.windows)), deque[Iterator[Tensor]]()
+        with ThreadPoolExecutor() as pool:
             for start in range(0, self.num_views, self.batch_size):
-                stop = min(start + self.batch_size, self.num_views)
-                pixels = torch.cat([self._pixels(canvas, corner, i) for i in range(start, stop)])
-                features = _raw_maps(self.model, pixels, self.layer, self.autocast).to(self.xy.device)
-                yield Views(features, self.xy[start:stop])
-                bar.update(stop - start)
+                coming.append(pool.map(view, range(start, min(start + self.batch_size, self.num_views))))
+                if len(coming) == 2:
+                    yield torch.stack(list(coming.popleft()))
+            yield torch.stack(list(coming.popleft()))
 
-    @property
-    def _method(self) -> Image.Resampling:
-        return Image.Resampling[self.preprocessing.interpolation.upper()]
-
-    def _pixels(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # [1, 3, H, W]
-        """View i, normalised."""
+    def _view(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # uint8 [H, W, 3]
         if i == self.num_views - 1:  # the whole image, as it is anywhere else
-            return self.preprocessing.to_tensor(self.preprocessing.squeeze(self.image, self.size))
+            return pixels_of(self.preprocessing.squeeze(self.image, self.size))
         width, height = self.image.size
         left, top, right, bottom = self.windows.boxes[i].tolist()
         x, y = corner
         box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
-        view = canvas.resize(self.size[::-1], self._method, box=box)
+        view = canvas.resize(self.size[::-1], Image.Resampling[self.preprocessing.interpolation.upper()], box=box)
         if self.windows.flipped[i]:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self.preprocessing.to_tensor(view)
+        return pixels_of(view)
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> Tensor:  # [b, h, w, C]
+        weight = self.model.patch_embed.proj.weight
+        images = self.preprocessing.normalise(pixels.to(weight.device)).to(weight.dtype)
+        with torch.autocast(weight.device.type, self.autocast, enabled=self.autocast != torch.float32):
+            maps = plain_intermediates(self.model, images, self.layer)
+        return maps.permute(0, 2, 3, 1).float()
 
 
 def sample_views(
@@ -275,12 +290,3 @@ def _mirrored(image: Image.Image, windows: Windows) -> tuple[Image.Image, tuple[
     x, y = (math.ceil(share * side) for share, side in zip(beyond.tolist(), image.size, strict=True))
     padded = np.pad(np.asarray(image), ((y, y), (x, x), (0, 0)), mode="symmetric")
     return Image.fromarray(padded), (x, y)
-
-
-@torch.no_grad()
-def _raw_maps(model: Any, pixels: Tensor, layer: int, dtype: torch.dtype) -> Tensor:  # [B, h, w, C]
-    weight = model.patch_embed.proj.weight
-    pixels = pixels.to(device=weight.device, dtype=weight.dtype)
-    with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
-        maps = plain_intermediates(model, pixels, layer)
-    return maps.permute(0, 2, 3, 1).float()

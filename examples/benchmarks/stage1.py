@@ -1,7 +1,8 @@
 """Stage 1 measured: closed form against the released method and against baselines, on planted and on real features.
 
     python examples/benchmarks/stage1.py planted              8 minutes on two CPU cores
-    python examples/benchmarks/stage1.py size                 1 minute
+    python examples/benchmarks/stage1.py size                 2 minutes
+    python examples/benchmarks/stage1.py image --batch-size 32     on a GPU
     python examples/benchmarks/stage1.py views --photos DIR --plot views.png
     python examples/benchmarks/stage1.py held-out --photos DIR
     python examples/benchmarks/stage1.py neural --photos DIR
@@ -31,6 +32,7 @@ import torch
 MEASURES = {
     "planted": stage1_synthetic.planted,
     "size": stage1_synthetic.size,
+    "image": stage1_synthetic.image,
     "views": stage1_real.views,
     "held-out": stage1_real.held_out_views,
     "neural": stage1_real.neural,
@@ -43,7 +45,7 @@ MEASURES = {
 
 def needed(arguments: argparse.Namespace) -> str | None:
     """The folder that a measure cannot do without."""
-    if arguments.measure in ("planted", "size") or (arguments.measure == "leakage" and arguments.stores):
+    if arguments.measure in ("planted", "size", "image") or (arguments.measure == "leakage" and arguments.stores):
         return None
     return "camvid" if arguments.measure == "camvid" else "photos"
 
@@ -63,6 +65,10 @@ def main() -> None:
         "--kinds", nargs="+", default=["jitter=24", "crops=24"], metavar="KIND=N", help="views per photo"
     )
     parser.add_argument("--steps", type=int, default=2500, help="of the released method (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of size, image and neural"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="of size and image (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="(default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of the number of views")
     arguments = parser.parse_args()

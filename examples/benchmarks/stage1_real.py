@@ -102,9 +102,10 @@ def neural(arguments: argparse.Namespace) -> None:
     maps: list[dict[str, Tensor]] = []
     for name, image in photos:
         views = cache.take(image, "jitter", NUM_VIEWS)
+        there = Views(views.features.to(arguments.device), views.xy.to(arguments.device))
         unseen = cache.held_out(image, "jitter")
-        closed, closed_seconds = timed(partial(LeastSquaresSolver().fit, views))
-        released, released_seconds = timed(partial(NeuralFieldSolver(num_steps=arguments.steps).fit, views))
+        closed, closed_seconds = timed(partial(LeastSquaresSolver().fit, there))
+        released, released_seconds = timed(partial(NeuralFieldSolver(num_steps=arguments.steps).fit, there))
         maps.append({"raw": closed.raw, "G jitter": closed.artifact})
         solutions = {"closed": closed, "released": released, "mean": as_map(aligned_mean(views))}
         solutions["raw"] = as_map(closed.raw)

@@ -6,13 +6,15 @@ import argparse
 import resource
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import timm
 import torch
-from planted import plant
+from planted import PHOTO, plant
 
-from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, Views
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.views import sample_windows
 
@@ -20,10 +22,24 @@ REPEATS = 5
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the seconds it takes."""
+    """What it returns, and the seconds it takes, those of the GPU included."""
+    synchronize()
     start = time.perf_counter()
     result = function()
+    synchronize()
     return result, time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: str) -> float:
+    """GB of the GPU, or of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def planted(arguments: argparse.Namespace) -> None:
@@ -46,24 +62,45 @@ def planted(arguments: argparse.Namespace) -> None:
         )
 
 
-def size(_: argparse.Namespace) -> None:
-    """768 crops of 37 x 37 patches, 768 channels, in batches of 8: the fit alone, without forward passes."""
+def size(arguments: argparse.Namespace) -> None:
+    """768 crops of 37 x 37 patches, 768 channels, in batches: the fit alone, without forward passes."""
     grid = PatchGrid((518, 518), (14, 14), (14, 14))
-    xy = patch_xy(sample_windows(767, "crops", 0, grid.image_size), *grid.centres())
-    features = torch.randn(8, 37, 37, 768)
+    xy = patch_xy(sample_windows(767, "crops", 0, grid.image_size), *grid.centres()).to(arguments.device)
+    batches = xy.split(arguments.batch_size)
+    features = torch.randn(arguments.batch_size, 37, 37, 768, device=arguments.device)
 
     def stream() -> Iterator[Views]:
-        for start in range(0, len(xy), 8):
-            yield Views(features, xy[start : start + 8])
+        for places in batches:
+            yield Views(features[: len(places)], places)
 
     solver = LeastSquaresSolver()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fits = [timed(lambda: solver.fit(stream()))[1] for _ in range(3)]
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
-    prepared, preparing = timed(lambda: solver.prepare(xy))
-    further = [timed(lambda: prepared.fit(stream()))[1] for _ in range(3)]
+    before = peak_memory(arguments.device)
+    fits = [timed(lambda: solver.fit(stream()))[1] for _ in range(REPEATS)]
+    peak = peak_memory(arguments.device) - before
+    preparing = [timed(lambda: solver.prepare(xy)) for _ in range(REPEATS)]
+    prepared = preparing[0][0]
+    further = [timed(lambda: prepared.fit(stream()))[1] for _ in range(REPEATS)]
+    print(f"{arguments.device}, batches of {arguments.batch_size}, medians of {REPEATS}\n")
     print("| | seconds |\n| --- | --- |")
-    print(f"| first image | {statistics.median(fits):.1f} |")
-    print(f"| preparing a set of views | {preparing:.1f} |")
-    print(f"| each further image | {statistics.median(further):.1f} |")
+    print(f"| first image | {statistics.median(fits):.3f} |")
+    print(f"| preparing a set of views | {statistics.median(run[1] for run in preparing):.3f} |")
+    print(f"| each further image | {statistics.median(further):.3f} |")
     print(f"\npeak memory above the features of one batch: {peak:.2f} GB")
+
+
+def image(arguments: argparse.Namespace) -> None:
+    """One photo from file to clean map: a ViT-B/14 of random weights at 518 pixels, and 768 crops unless --count."""
+    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0).eval().to(arguments.device)
+    count = arguments.count or 768
+    fitter = ImageFitter(model, kind="crops", num_views=count, batch_size=arguments.batch_size)
+    stream = sample_views(model, PHOTO, kind="crops", num_views=count, batch_size=arguments.batch_size)
+    first = timed(lambda: fitter(PHOTO))[1]
+    further = [timed(lambda: fitter(PHOTO))[1] for _ in range(REPEATS)]
+    passes = [timed(lambda: deque(stream, maxlen=0))[1] for _ in range(REPEATS)]
+    print(
+        f"{arguments.device}, {count} crops in batches of {arguments.batch_size}, {stream.autocast}, ViT-B/14 at 518\n"
+    )
+    print("| | seconds |\n| --- | --- |")
+    print(f"| first image, everything cold | {first:.2f} |")
+    print(f"| each further image, median of {REPEATS} | {statistics.median(further):.2f} |")
+    print(f"| of that, views and forward passes | {statistics.median(passes):.2f} |")

@@ -88,7 +88,7 @@ def bare(stage: Stage, config: TrainConfig, accelerator: Any, steps: int) -> flo
     """Samples per second of forward, backward and step on one batch that is in memory."""
     module = stage.module.to(accelerator.device).train()
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-6, betas=BETAS)
-    sample = collate([stage.samples[i] for i in range(config.batch_size)])
+    sample = collate([stage.samples[i % NUM_SAMPLES] for i in range(config.batch_size)])
     moved = sample.to(accelerator.device) if torch.is_tensor(sample) else [s.to(accelerator.device) for s in sample]
 
     def step() -> float:
@@ -113,6 +113,7 @@ def train(measure: str, arguments: argparse.Namespace, folder: Path) -> list[str
         steps=LAP * (arguments.laps + 1),
         batch_size=arguments.batch_size,
         precision=arguments.precision,
+        workers=arguments.workers,
         held_out=1,
         eval_every=10**6,
         checkpoint_every=10**6,
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], default=[], help="all by default")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--workers", type=int, default=2, help="that read the store (default: %(default)s)")
     parser.add_argument("--laps", type=int, default=3, help=f"of {LAP} steps, after one to warm up")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()

@@ -93,6 +93,9 @@ def _add_train(commands: Any) -> None:
     source.add_argument(
         "--online", nargs="+", type=Path, metavar="IMAGES", help="no store: decompose images each time they are needed"
     )
+    parser.add_argument(
+        "--validation", type=Path, metavar="STORE", help="measure on these pairs, rather than hold some out"
+    )
     parser.add_argument("--base", metavar="NAME", help="timm name of the backbone (default: the store's)")
     parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of the head (default: 1)")
     _add_run(parser, ("released", "paper", "quick"))
@@ -157,6 +160,8 @@ def _train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
     if arguments.store and given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise CommandError(f"{options} would not matter: a store has its features; give them to `dvt-timm fit`")
+    if arguments.validation and arguments.held_out:
+        raise CommandError("--validation takes the place of --held-out; leave one of them out")
     return train_command.run_train(arguments)
 
 

@@ -58,7 +58,11 @@ def _train_online(arguments: argparse.Namespace) -> None:
 
 
 def _train(
-    samples: FeatureStore | OnlinePairs, base: str, config: TrainConfig, accelerator: Any, arguments: argparse.Namespace
+    samples: FeatureStore | OnlinePairs,
+    base: str,
+    config: TrainConfig,
+    accelerator: Any,
+    arguments: argparse.Namespace,
 ) -> None:
     train_denoiser(
         samples,
@@ -67,6 +71,7 @@ def _train(
         config,
         accelerator=accelerator,
         progress=True,
+        validation=None if arguments.validation is None else open_store(arguments.validation),
         num_blocks=arguments.num_blocks,
     )
     _say_result(

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT, TINY, random_head, serve_base
 from hub_server import Hub
+from PIL import Image
 
 import dvt_timm
 
@@ -128,3 +130,19 @@ def test_forward_benchmark() -> None:
     output = run("examples/benchmarks/forward.py", "--quick")
     assert "denoised/minimal" in output
     assert output.count("vit_small_patch14_dinov2") >= 1
+
+
+@pytest.mark.slow
+def test_random_windows(tmp_path: Path) -> None:
+    photos, first, second = (tmp_path / name for name in ("photos", "first", "second"))
+    photos.mkdir()
+    values = np.arange(90 * 60 * 3).reshape(60, 90, 3) % 251
+    Image.fromarray(values.astype(np.uint8)).save(photos / "a.png")
+    run("examples/random_windows.py", str(photos), "--count", "3", "--out", str(first))
+    (photos / "a.png").rename(photos / "another name.png")
+    run("examples/random_windows.py", str(photos), "--count", "3", "--out", str(second))
+    windows = {path.name: Image.open(path) for path in first.iterdir()}
+    assert len(windows) == 3
+    assert all(0.5 * 90 <= window.width <= 0.9 * 90 for window in windows.values())
+    assert all(abs(window.width / window.height - 1.5) < 0.1 for window in windows.values())
+    assert {p.name: p.read_bytes() for p in second.iterdir()} == {p.name: p.read_bytes() for p in first.iterdir()}

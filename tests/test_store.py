@@ -34,10 +34,10 @@ def fitter(**options: Any) -> ImageFitter:
     return ImageFitter(model, LeastSquaresSolver(), **{"num_views": 3, "size": 64, "batch_size": 4, **options})
 
 
-def photos(folder: Path, count: int = 5) -> list[Path]:
+def photos(folder: Path, count: int = 5, first: int = 0) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = []
-    for i in range(count):
+    for i in range(first, first + count):
         noise = np.random.default_rng(i).integers(0, 255, size=(4, 5, 3), dtype=np.uint8)
         paths.append(folder / f"{i}.png")
         Image.fromarray(noise).resize((80, 64)).save(paths[-1])

@@ -359,6 +359,17 @@ class TestResults:
         model = timm.create_model(TINY, denoiser=str(run), pretrained=False)
         assert same_weights(model.denoiser.train(), head)
 
+    def test_all_samples_are_trained_on_where_others_validate(self, store: FeatureStore, tmp_path: Path) -> None:
+        validation = store_of(tmp_path / "validation", planted(3))
+        (tmp_path / "run").mkdir()
+        trainer = Trainer(
+            DenoiserStage(store, TINY, validation=validation), SHORT, tmp_path / "run", make_accelerator(SHORT)
+        )
+        assert len(trainer.stream.indices) == len(store)
+        for batch, (raw, clean) in zip(trainer.unseen(), validation, strict=True):
+            assert torch.equal(batch.raw[0], raw)
+            assert torch.equal(batch.target[0], clean)
+
     def test_pictures_of_the_same_images(self, tmp_path: Path) -> None:
         paths = photos(tmp_path / "photos", 6)
         run = tmp_path / "run"
@@ -556,6 +567,8 @@ class TestErrors:
         early = store_of(tmp_path / "early", planted(4), views={"layer": 1})
         with pytest.raises(CommandError, match="features of block 1, and a head denoises the last one's"):
             train_denoiser(early, TINY, tmp_path / "run", SHORT)
+        with pytest.raises(CommandError, match="features of block 1, and a head denoises the last one's"):
+            train_denoiser(store_of(tmp_path / "good", planted(4)), TINY, tmp_path / "run", SHORT, validation=early)
         with pytest.raises(ValueError, match="timm knows no model"):
             train_denoiser(early, "nothing", tmp_path / "run", SHORT)
         assert not (tmp_path / "run").exists()

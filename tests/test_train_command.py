@@ -65,6 +65,18 @@ def test_online_is_the_store(run: Callable[..., int]) -> None:
         torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-6)
 
 
+def test_validation_on_a_store_of_other_images(run: Callable[..., int]) -> None:
+    assert run("fit", "photos", "--model", TINY, "--out", "store", *FEW) == 0
+    photos(Path("others"), 3, first=8)
+    assert run("fit", "others", "--model", TINY, "--out", "others-store", *FEW) == 0
+    for source in (["--store", "store"], ["--online", "photos", "--base", TINY, *FEW]):
+        out = source[0].strip("-")
+        assert run("train", *source, "--validation", "others-store", "--out", out, *SHORT) == 0
+        assert list(json.loads(Path(out, "metrics.json").read_text())) == ["held-out images (3)"]
+        drawn = {path.stem.partition("-")[2] for path in Path(out, "pictures").iterdir()}
+        assert drawn == {path.stem for path in Path("others").iterdir()}
+
+
 def test_presets_and_numbers() -> None:
     from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
     from dvt_timm.train_command import _config
@@ -107,6 +119,10 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         ([*train, "--online", "photos", "--base", TINY, "--views", "1", "--layer", "99"], "layer must be"),
         ([*train, "--online", "photos", "--base", TINY, *FEW, "--lr", "-1"], "lr must be positive"),
         ([*train, "--online", "photos", "--base", TINY, *FEW, "--held-out", "8"], "8 samples are too few to hold 8"),
+        (
+            [*train, "--store", "s", "--validation", "v", "--held-out", "8"],
+            "--validation takes the place of --held-out",
+        ),
         ([*distil, "--base", TINY, "--images", "photos"], "has no denoiser to learn from"),
         ([*distil, "--base", TINY, "--denoiser", "gone", "--images", "photos"], "cannot build"),
     ):

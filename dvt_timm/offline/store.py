@@ -74,6 +74,10 @@ class FeatureStore:
         """The semantics of image i: [h, w, C]."""
         return self._read(i, "clean")
 
+    def path(self, i: int) -> Path:
+        """The file of image i when it was decomposed."""
+        return Path(self.entries[i].image)
+
     def _read(self, i: int, part: str) -> Tensor:
         if not self.entries[i].file.exists():  # a run that is going on has put it into a shard
             now = {entry.sha256: entry for entry in _entries_in(self.folder)}

@@ -28,6 +28,9 @@ class Samples(Protocol):
 
     def __getitem__(self, i: int) -> Sample: ...
 
+    def path(self, i: int) -> Path:
+        """The image file of a sample; it need not exist any more."""
+
 
 class OnlinePairs:
     """Pairs (raw, clean) [h, w, C] whose targets are solved each time that they are asked for.
@@ -53,6 +56,10 @@ class OnlinePairs:
             raise ImageError(f"{path}: {error}") from error
         return solution.raw.float(), solution.semantics.float()
 
+    def path(self, i: int) -> Path:
+        """The image file of pair i."""
+        return self.paths[i]
+
 
 class Images:
     """Images [3, H, W], squeezed to one size as in stage 1, normalised.
@@ -74,6 +81,10 @@ class Images:
         image = read_image(self.paths[i])
         check_aspect(self.paths[i], image)
         return self.preprocessing.to_tensor(self.preprocessing.squeeze(image, self.size))[0]
+
+    def path(self, i: int) -> Path:
+        """The file of image i."""
+        return self.paths[i]
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ class DenoiserStage:
     Args:
         samples: a store, or pairs solved on the fly.
         base: timm name of the backbone whose features they are.
+        validation: pairs of other images to measure on; by default some of `samples` are held out.
         num_blocks: of the head.
         seed: of the initial weights.
 
@@ -33,45 +34,34 @@ class DenoiserStage:
 
     transform: Transform | None = None
 
-    def __init__(self, samples: FeatureStore | OnlinePairs, base: str, *, num_blocks: int = 1, seed: int = 0) -> None:
-        self.base, self.samples = backbone_name(base), samples
+    def __init__(
+        self,
+        samples: FeatureStore | OnlinePairs,
+        base: str,
+        *,
+        validation: FeatureStore | None = None,
+        num_blocks: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.base, self.samples, self.validation = backbone_name(base), samples, validation
         self.workers = isinstance(samples, FeatureStore)
         self.stride: int = samples.settings["stride"][0]
-        dim = self._check_samples()
-        h, w, C = samples[0][0].shape
-        if dim != C:
-            raise CommandError(f"the features are {C} channels wide, {self.base} has {dim}; name the base they are of")
+        plain = plain_model(self.base)
+        for pairs in (samples,) if validation is None else (samples, validation):
+            _check_pairs(pairs, self.base, plain)
         torch.manual_seed(seed)
-        self.module = DenoiserHead(dim, (h, w), num_blocks)
-
-    def _check_samples(self) -> int:
-        """The base's width."""
-        base, settings = plain_model(self.base), self.samples.settings
-        if not len(self.samples):
-            raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
-        made_of, layer = backbone_name(settings["model"]), settings["views"]["layer"]
-        if made_of != self.base:
-            raise CommandError(
-                f"these are features of {made_of}, not of {self.base}; name that as --base, or fit another store"
-            )
-        if layer not in (-1, len(base.blocks) - 1):
-            raise CommandError(
-                f"these are features of block {layer}, and a head denoises the last one's; leave --layer out"
-            )
-        width: int = base.embed_dim
-        return width
+        self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs into one folder must agree on, besides their numbers."""
-        samples = self.samples
-        names = [e.sha256 for e in samples.entries] if isinstance(samples, FeatureStore) else samples.paths
         return {
             "stage": 2,
             "base": self.base,
             "head": self.module.config,
-            "features": samples.settings,
-            "images": digest_of(names),
+            "features": self.samples.settings,
+            "images": _digest(self.samples),
+            "validation": None if self.validation is None else _digest(self.validation),
         }
 
     def batch(self, sample: Sample) -> Batch:
@@ -83,11 +73,27 @@ class DenoiserStage:
         """As `save_head`."""
         save_head(module, folder, base=self.base, stride=self.stride)
 
-    def picture(self, index: int) -> Path:
-        """The image that a pair was computed from."""
-        if isinstance(self.samples, FeatureStore):
-            return Path(self.samples.entries[index].image)
-        return self.samples.paths[index]
+
+def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> None:
+    """Raises CommandError if they are no features of that model."""
+    if not len(pairs):
+        raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
+    made_of, layer = backbone_name(pairs.settings["model"]), pairs.settings["views"]["layer"]
+    if made_of != base:
+        raise CommandError(f"these are features of {made_of}, not of {base}; name that as --base, or fit another store")
+    if layer not in (-1, len(plain.blocks) - 1):
+        raise CommandError(
+            f"these are features of block {layer}, and a head denoises the last one's; leave --layer out"
+        )
+    width = pairs[0][0].shape[-1]
+    if width != plain.embed_dim:
+        raise CommandError(
+            f"the features are {width} channels wide, {base} has {plain.embed_dim}; name the base they are of"
+        )
+
+
+def _digest(pairs: FeatureStore | OnlinePairs) -> str:
+    return digest_of([e.sha256 for e in pairs.entries] if isinstance(pairs, FeatureStore) else pairs.paths)
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

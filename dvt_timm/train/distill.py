@@ -48,6 +48,7 @@ class DistillStage:
     """
 
     workers = True
+    validation = None
     transform: Transform | None = staticmethod(mirrored)
 
     def __init__(
@@ -93,7 +94,3 @@ class DistillStage:
     def save(self, module: Any, folder: Path) -> None:
         """As `save_model`."""
         save_model(module.vit, folder)
-
-    def picture(self, index: int) -> Path:
-        """An image's own file."""
-        return self.samples.paths[index]

@@ -56,7 +56,11 @@ class Stage(Protocol):
 
     @property
     def samples(self) -> Samples:
-        """What is held out and what is trained on."""
+        """What is trained on, and unless there is a validation set, held out."""
+
+    @property
+    def validation(self) -> Samples | None:
+        """What to measure on instead."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,9 +71,6 @@ class Stage(Protocol):
 
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write a trained module."""
-
-    def picture(self, index: int) -> Path:
-        """The image file of a sample; it need not exist any more."""
 
 
 class RunInterruptedError(CommandError):
@@ -100,7 +101,12 @@ class Trainer:
             )
         self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
         self.step, self.best = 0, Evaluation()
-        trained, self.held_out = split(stage.samples, config.held_out, config.seed)
+        if stage.validation is None:
+            trained, self.held_out = split(stage.samples, config.held_out, config.seed)
+            self._validation = stage.samples
+        else:
+            trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
+            self._validation = stage.validation
         self.stream = Stream(stage.samples, trained, config.seed, stage.transform)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay)
@@ -144,7 +150,7 @@ class Trainer:
         """The held-out samples, one each, on the CPU."""
         if not self._unseen:
             with torch.no_grad():
-                batches = (self._batch(collate([self.stage.samples[i]])) for i in self.held_out)
+                batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)
                 self._unseen = [Batch(*(part.cpu() for part in batch)) for batch in batches]
         return self._unseen
 
@@ -157,7 +163,8 @@ class Trainer:
         ranks = (accelerator.process_index, accelerator.num_processes)
         positions = Positions(self.step, config.steps, config.batch_size, config.accumulation, *ranks)
         workers = config.workers if self.stage.workers else 0
-        return loader(self.stream, positions, workers, pin_memory=accelerator.device.type == "cuda")
+        pin_memory = self.stage.workers and accelerator.device.type == "cuda"  # without, samples may lie there already
+        return loader(self.stream, positions, workers, pin_memory)
 
     def _take_step(self, batches: Iterator[Sample]) -> None:
         torch.manual_seed(derived_seed(self.config.seed, self.step, self.accelerator.process_index))
@@ -219,7 +226,7 @@ class Trainer:
 
     def _draw(self, predicted: list[Tensor]) -> None:
         for index, fmap, batch in list(zip(self.held_out, predicted, self.unseen(), strict=True))[:NUM_PICTURES]:
-            path = self.stage.picture(index)
+            path = self._validation.path(index)
             if not path.is_file():  # of a store that has moved: all that training needs are its features
                 continue
             maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}

@@ -1,0 +1,49 @@
+"""Random windows of photos, half of them mirrored: more images for stage 1 where photos are few.
+
+    python examples/random_windows.py PHOTOS --count 4 --out WINDOWS
+    dvt-timm fit PHOTOS WINDOWS --model NAME --half --out STORE
+
+A window has 0.5 to 0.9 of a photo's sides. It is drawn from the photo's content, so that the same photos give the same
+windows, whatever their names and their order.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dvt_timm.files import sha256_of
+from dvt_timm.fit_command import images_of
+from dvt_timm.images import read_image
+
+SIDE = (0.5, 0.9)  # of the photo's
+QUALITY = 95  # of JPEG
+
+
+def random_window(photo: Image.Image, random: np.random.Generator) -> Image.Image:
+    side = random.uniform(*SIDE)
+    width, height = (max(1, round(side * pixels)) for pixels in photo.size)
+    left, top = (
+        int(random.integers(whole - part + 1)) for whole, part in zip(photo.size, (width, height), strict=True)
+    )
+    window = photo.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(window) if random.random() < 0.5 else window
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path, help="images, folders, or .txt lists")
+    parser.add_argument("--count", type=int, default=4, help="of each photo (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in images_of(arguments.photos, arguments.out):
+        photo, content = read_image(path), sha256_of(path)
+        for i in range(arguments.count):
+            window = random_window(photo, np.random.default_rng([int(content[:16], 16), i]))
+            window.save(arguments.out / f"{content[:16]}-{i}.jpg", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main()

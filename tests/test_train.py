@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,7 @@ from dvt_timm.train import (
     train_denoiser,
 )
 from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
-from dvt_timm.train.data import Positions, Stream, collate, split
+from dvt_timm.train.data import Stream, batches, collate, positions, split
 from dvt_timm.train.log import read_log
 from dvt_timm.train.loop import CHECKPOINT, Trainer
 
@@ -223,12 +224,12 @@ def restated(
 class TestDividing:
     @pytest.mark.parametrize(("accumulation", "num_ranks"), [(1, 1), (2, 1), (1, 2), (2, 2)])
     def test_every_position_is_taken_once(self, accumulation: int, num_ranks: int) -> None:
-        parts = [list(Positions(3, 5, 8, accumulation, rank, num_ranks)) for rank in range(num_ranks)]
+        parts = [list(positions(3, 5, 8, accumulation, rank, num_ranks)) for rank in range(num_ranks)]
         assert all(len(batch) == 8 // (accumulation * num_ranks) for part in parts for batch in part)
         first = [batch for part in parts for batch in part[:accumulation]]
         assert sorted(position for batch in first for position in batch) == list(range(24, 32))
         assert sorted(position for part in parts for batch in part for position in batch) == list(range(24, 40))
-        assert len(Positions(3, 5, 8, accumulation, 0, num_ranks)) == 2 * accumulation
+        assert len(parts[0]) == 2 * accumulation
 
     def test_accumulated_batches_are_one_batch(self, tmp_path: Path) -> None:
         store = store_of(tmp_path / "store", planted(12, torch.float64))
@@ -301,6 +302,32 @@ class TestData:
         assert all(sorted(epoch) == [2, 3, 5, 7] for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 2
         assert [stream[4 + place] for place in range(4)] == epochs[1]
+
+    @pytest.mark.parametrize("workers", [0, 1, 3])
+    def test_batches_come_in_order_and_not_too_far_ahead(self, workers: int) -> None:
+        read: list[int] = []
+
+        class Counted(list[Tensor]):
+            def __getitem__(self, i: Any) -> Any:
+                read.append(i)
+                return super().__getitem__(i)
+
+        samples = Counted(torch.full((2,), float(i)) for i in range(12))
+        stream = Stream(samples, range(12), 0, None)
+        coming = batches(stream, positions(0, 9, 4), workers, pin_memory=False)
+        first = next(coming)
+        assert len(read) <= 4 * (workers + 1)
+        for step, batch in enumerate([first, *coming]):
+            assert torch.equal(batch, torch.stack([stream[4 * step + i] for i in range(4)]))
+        assert step == 8
+
+    def test_an_error_comes_where_its_batch_would_and_threads_end(self) -> None:
+        before = threading.active_count()
+        samples = [torch.zeros(1)] * 6 + [torch.zeros(2)]
+        coming = batches(Stream(samples, range(7), 0, None), positions(0, 50, 7), 3, pin_memory=False)
+        with pytest.raises(ValueError, match="must have one shape"):
+            next(coming)
+        assert threading.active_count() == before
 
     def test_flips_follow_from_the_position(self, tmp_path: Path) -> None:
         stage = DistillStage(teacher(), photos(tmp_path / "photos", 4))

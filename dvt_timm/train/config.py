@@ -30,7 +30,7 @@ class TrainConfig:
         weight_decay: of AdamW.
         precision: of forward and backward passes; weights and loss are float32.
         seed: of initial weights, order of samples, flips.
-        workers: processes of each process that read samples.
+        workers: threads of each process that read samples ahead, each a batch; 0 for none.
         held_out: samples kept from training for evaluation; None for a twentieth, at most 64.
         eval_every, checkpoint_every: steps.
 
@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 1e-5
     precision: Precision = "no"
     seed: int = 0
-    workers: int = 2
+    workers: int = 4
     held_out: int | None = None
     eval_every: int = 500
     checkpoint_every: int = 100

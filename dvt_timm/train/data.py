@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..images import ImageError, Preprocessing, check_aspect, read_image
 from ..offline import ImageFitter
@@ -107,68 +109,84 @@ def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int],
     return sorted(order[count:]), sorted(order[:count])
 
 
-class Stream(Dataset[Sample]):
-    """Samples gone through again and again, each time in another order; what is at a position is always the same."""
+class Stream:
+    """Samples gone through again and again, each time in another order; what is at a position is always the same.
+
+    Several threads may read it at once if they may read the samples.
+    """
 
     def __init__(self, samples: Samples, indices: Sequence[int], seed: int, transform: Transform | None) -> None:
         self.samples, self.indices, self.seed, self.transform = samples, indices, seed, transform
-        self._epoch, self._order = -1, torch.empty(0)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.indices))
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(len(self.indices), generator=generator)
-        sample = self.samples[self.indices[int(self._order[place])]]
+        sample = self.samples[self.indices[self._order(epoch)[place]]]
         if self.transform is None:
             return sample
         return self.transform(sample, torch.Generator().manual_seed(derived_seed(self.seed, epoch, place)))
 
-
-class Positions(Sampler[list[int]]):
-    """The positions of one process's batches, from a step on; together the processes take those of every step once."""
-
-    def __init__(self, first: int, last: int, batch_size: int, accumulation: int, rank: int, num_ranks: int) -> None:
-        """first, last: steps, the latter not included; batch_size: of all processes and accumulated batches."""
-        self.steps, self.batch_size = range(first, last), batch_size
-        self.accumulation, self.rank, self.num_ranks = accumulation, rank, num_ranks
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size // (self.accumulation * self.num_ranks)
-        for step in self.steps:
-            for part in range(self.accumulation):
-                start = step * self.batch_size + (part * self.num_ranks + self.rank) * size
-                yield list(range(start, start + size))
+    def _shuffled(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        return torch.randperm(len(self.indices), generator=generator).tolist()
 
 
-def loader(stream: Stream, positions: Positions, workers: int, pin_memory: bool) -> DataLoader[Any]:
-    """Batches of a stream, read ahead by `workers` processes."""
-    return DataLoader(
-        stream,
-        batch_sampler=positions,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # or it would draw from the global one
-    )
+def positions(
+    first: int, last: int, batch_size: int, accumulation: int = 1, rank: int = 0, num_ranks: int = 1
+) -> Iterator[range]:
+    """One process's batches, from a step on; together the processes take the positions of every step once.
+
+    Args:
+        first, last: steps, the latter not included.
+        batch_size: of all processes and accumulated batches.
+    """
+    size = batch_size // (accumulation * num_ranks)
+    for step in range(first, last):
+        for part in range(accumulation):
+            start = step * batch_size + (part * num_ranks + rank) * size
+            yield range(start, start + size)
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples, part by part.
+def batches(stream: Stream, places: Iterable[range], workers: int, pin_memory: bool) -> Iterator[Sample]:
+    """The stream's batches, in order; as many threads as there are workers make as many ahead.
+
+    Threads, since reading is copying and decoding, which need no interpreter: other processes would copy once more.
+    """
+
+    def batch(of: range) -> Sample:
+        return collate([stream[position] for position in of], pin_memory)
+
+    if not workers:
+        yield from map(batch, places)
+        return
+    coming = deque[Future[Sample]]()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for of in places:
+                coming.append(pool.submit(batch, of))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
+    """Stack samples, part by part; in page-locked memory on demand, if they lie on the CPU.
 
     Raises:
         ValueError: if their shapes differ.
     """
     if isinstance(samples[0], tuple):
-        return tuple(collate(parts) for parts in zip(*samples, strict=True))
+        return tuple(collate(parts, pin_memory) for parts in zip(*samples, strict=True))
     shapes = sorted({tuple(sample.shape) for sample in samples})
     if len(shapes) > 1:
         raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit without --keep-aspect")
-    return torch.stack(list(samples))
+    if not (pin_memory and samples[0].device.type == "cpu"):
+        return torch.stack(list(samples))
+    stacked = torch.empty((len(samples), *shapes[0]), dtype=samples[0].dtype, pin_memory=True)
+    return torch.stack(list(samples), out=stacked)
 
 
 def digest_of(names: Iterable[object]) -> str:

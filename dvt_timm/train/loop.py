@@ -23,7 +23,7 @@ from ..files import CommandError, replacing
 from ..images import ImageError, read_image
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
-from .data import Positions, Sample, Samples, Stream, Transform, collate, derived_seed, loader, split
+from .data import Sample, Samples, Stream, Transform, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
 from .loss import feature_losses
@@ -47,7 +47,7 @@ class Stage(Protocol):
     """What differs between stages 2 and 3."""
 
     transform: Transform | None  # of a sample, in training
-    workers: bool  # whether other processes can read samples
+    workers: bool  # whether several threads may read samples
     base: str  # timm name of the backbone
 
     @property
@@ -128,9 +128,9 @@ class Trainer:
             RunInterruptedError: on SIGINT or SIGTERM.
         """
         with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log, self._bar() as bar:
-            batches = iter(self._loader())
+            coming = self._batches()
             while self.step < self.config.steps:
-                self._take_step(batches)
+                self._take_step(coming)
                 bar.update()
                 stop = signals.received and self.accelerator.num_processes == 1
                 if stop or self._due(LOG_EVERY, self.config.eval_every, self.config.checkpoint_every):
@@ -158,22 +158,21 @@ class Trainer:
         hidden = None if self.progress else True
         return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden)
 
-    def _loader(self) -> Any:
+    def _batches(self) -> Iterator[Sample]:
         config, accelerator = self.config, self.accelerator
         ranks = (accelerator.process_index, accelerator.num_processes)
-        positions = Positions(self.step, config.steps, config.batch_size, config.accumulation, *ranks)
+        places = positions(self.step, config.steps, config.batch_size, config.accumulation, *ranks)
         workers = config.workers if self.stage.workers else 0
-        pin_memory = self.stage.workers and accelerator.device.type == "cuda"  # without, samples may lie there already
-        return loader(self.stream, positions, workers, pin_memory)
+        return batches(self.stream, places, workers, pin_memory=accelerator.device.type == "cuda")
 
-    def _take_step(self, batches: Iterator[Sample]) -> None:
+    def _take_step(self, coming: Iterator[Sample]) -> None:
         torch.manual_seed(derived_seed(self.config.seed, self.step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         self.model.train()
         for _ in range(self.config.accumulation):
             with self._clock.waiting():
-                sample = _next(batches)
+                sample = _next(coming)
             batch = self._batch(sample)
             with self.accelerator.accumulate(self.model):
                 losses = feature_losses(self.model(batch.inputs), batch.target)
@@ -279,12 +278,11 @@ def _log(run: Path, step: int, accelerator: Any) -> RunLog | _NoLog:
     return RunLog(run, step) if accelerator.is_main_process else _NoLog()
 
 
-def _next(batches: Iterator[Sample]) -> Sample:
+def _next(coming: Iterator[Sample]) -> Sample:
     try:
-        return next(batches)
+        return next(coming)
     except (ImageError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]  # of a traceback, where another process read
-        raise CommandError(f"cannot read a sample: {reason}; mend that and run the same again") from error
+        raise CommandError(f"cannot read a sample: {error}; mend that and run the same again") from error
 
 
 def _moved(sample: Sample, device: torch.device) -> Sample:

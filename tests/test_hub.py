@@ -136,6 +136,7 @@ class TestHeads:
         assert config["base_sha256"] is not None
         assert hub.asked("/timm/") == []
 
+    @pytest.mark.slow
     def test_plain_timm_refuses_it(self, hub: Hub, head: Any, base: Any) -> None:
         """Rather than a model without its head."""
         code = "import timm; timm.create_model('hf-hub:me/head', pretrained=True, num_classes=7)"

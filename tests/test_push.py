@@ -172,6 +172,7 @@ class TestModels:
         pulled = timm.create_model("hf-hub:me/relu", pretrained=True)
         assert isinstance(pulled.blocks[0].mlp.act, torch.nn.ReLU)
 
+    @pytest.mark.slow
     def test_plain_timm_loads_what_the_card_says_it_loads(self, hub: Hub, base: Any, tmp_path: Path) -> None:
         dvt_timm.push_to_hub(base, "me/plain")
         (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "me/plain").content, re.DOTALL)

@@ -437,7 +437,11 @@ class TestResults:
 
 @pytest.mark.parametrize(
     "name",
-    ["vit_small_patch14_reg4_dinov2.lvd142m", "eva02_tiny_patch14_224.mim_in22k", "deit3_small_patch16_224.fb_in1k"],
+    [
+        "eva02_tiny_patch14_224.mim_in22k",
+        pytest.param("vit_small_patch14_reg4_dinov2.lvd142m", marks=pytest.mark.slow),
+        pytest.param("deit3_small_patch16_224.fb_in1k", marks=pytest.mark.slow),
+    ],
 )
 def test_other_families(name: str, tmp_path: Path) -> None:
     """Register tokens, rotary positions, a classifier: a head, then a plain ViT that plain timm would load."""

@@ -407,6 +407,7 @@ class TestResults:
             f"000006-{stem}.png",
         ]
 
+    @pytest.mark.slow
     def test_what_stage_3_leaves_is_plain_timm(self, tmp_path: Path) -> None:
         """Built by a process that does not know this package; its features have come closer to the teacher's."""
         paths, model, run = photos(tmp_path / "photos", 8), teacher(), tmp_path / "run"
@@ -464,11 +465,11 @@ def test_other_families(name: str, tmp_path: Path) -> None:
 
 class TestResuming:
     def test_a_signal_writes_the_checkpoint(self, store: FeatureStore, tmp_path: Path) -> None:
-        run = tmp_path / "run"
+        run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
         with pytest.raises(RunInterruptedError, match="interrupted after step 3 of 6"):
             train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, SHORT)
         assert torch.load(run / CHECKPOINT, weights_only=True)["step"] == 3
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is before
         train_denoiser(store, TINY, run, SHORT)
         train_denoiser(store, TINY, tmp_path / "whole", SHORT)
         assert equal(weights(run), weights(tmp_path / "whole"))

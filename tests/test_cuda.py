@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -73,7 +72,7 @@ def test_views() -> None:
     assert distance(on_gpu.features, on_cpu.features) < 1e-3
 
 
-def test_all_three_stages(tmp_path: Path, capsys: Any) -> None:
+def test_all_three_stages(tmp_path: Path) -> None:
     name = "vit_small_patch14_dinov2.dvt_demo"
     (tmp_path / "photos").mkdir()
     for seed in range(6):

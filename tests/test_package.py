@@ -72,6 +72,7 @@ ORDER = [  # a module imports from those further right only
     "viz",
     "panel",
     "schedule",
+    "ahead",
     "_version",
 ]
 DATA = {"manifest.json", "card.md", "demo/backbone.safetensors", "demo/head.safetensors", "demo/README.md"}

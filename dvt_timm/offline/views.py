@@ -6,11 +6,10 @@ Letters: V views, h x w patches, C channels, H x W pixels.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from numbers import Integral
 from os import PathLike
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
+from ..ahead import made_ahead
 from ..checkpoints import uncompiled
 from ..images import Preprocessing, as_image, pixels_of, preprocessing_of
 from ..models import plain_intermediates
@@ -69,14 +69,11 @@ class ViewStream:
                 bar.update(len(pixels))
 
     def _batches(self) -> Iterator[Tensor]:  # uint8 [b, H, W, 3]
-        """Pixels of the views; other threads make the next batch while one is in use."""
-        view, coming = partial(self._view, *_mirrored(self.image, self.windows)), deque[Iterator[Tensor]]()
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, self.num_views, self.batch_size):
-                coming.append(pool.map(view, range(start, min(start + self.batch_size, self.num_views))))
-                if len(coming) == 2:
-                    yield torch.stack(list(coming.popleft()))
-            yield torch.stack(list(coming.popleft()))
+        """Pixels of the views; threads make the next batch while one is in use."""
+        view = partial(self._view, *_mirrored(self.image, self.windows))
+        views = made_ahead(view, range(self.num_views), threads=None, most=2 * self.batch_size)
+        while batch := list(islice(views, self.batch_size)):
+            yield torch.stack(batch)
 
     def _view(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # uint8 [H, W, 3]
         if i == self.num_views - 1:  # the whole image, as it is anywhere else

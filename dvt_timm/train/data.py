@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..ahead import made_ahead
 from ..images import ImageError, Preprocessing, check_aspect, read_image
 from ..offline import ImageFitter
 from ..offline.run import settings_of
@@ -156,20 +155,7 @@ def batches(stream: Stream, places: Iterable[range], workers: int, pin_memory: b
     def batch(of: range) -> Sample:
         return collate([stream[position] for position in of], pin_memory)
 
-    if not workers:
-        yield from map(batch, places)
-        return
-    coming = deque[Future[Sample]]()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for of in places:
-                coming.append(pool.submit(batch, of))
-                if len(coming) > workers:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return made_ahead(batch, places, workers, most=workers)
 
 
 def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:

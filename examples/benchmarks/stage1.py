@@ -28,6 +28,7 @@ import stage1_real
 import stage1_synthetic
 import timm
 import torch
+from measuring import DEVICE
 
 MEASURES = {
     "planted": stage1_synthetic.planted,
@@ -65,9 +66,7 @@ def main() -> None:
         "--kinds", nargs="+", default=["jitter=24", "crops=24"], metavar="KIND=N", help="views per photo"
     )
     parser.add_argument("--steps", type=int, default=2500, help="of the released method (default: %(default)s)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of size, image and neural"
-    )
+    parser.add_argument("--device", default=DEVICE, help="of size, image and neural")
     parser.add_argument("--batch-size", type=int, default=8, help="of size and image (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="(default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of the number of views")

@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 from alternatives import ALTERNATIVES
+from measuring import timed
 from photos import HELD_OUT, ClosedForm, ViewCache, aligned_mean, mean_artifact, spread, subset
 from PIL import Image
 from planted import plant
-from stage1_synthetic import timed
 from torch import Tensor
 from tqdm import tqdm
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import timm
 import torch
+from measuring import peak_memory, timed
 from planted import PHOTO, plant
 
 from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, Views, sample_views
@@ -19,27 +17,6 @@ from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.views import sample_windows
 
 REPEATS = 5
-
-
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the seconds it takes, those of the GPU included."""
-    synchronize()
-    start = time.perf_counter()
-    result = function()
-    synchronize()
-    return result, time.perf_counter() - start
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_memory(device: str) -> float:
-    """GB of the GPU, or of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def planted(arguments: argparse.Namespace) -> None:

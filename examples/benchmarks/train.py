@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from measuring import DEVICE, peak_memory, synchronize
 from PIL import Image
 
 import dvt_timm  # noqa: F401  adds the name
@@ -103,8 +103,7 @@ def bare(stage: Stage, config: TrainConfig, accelerator: Any, steps: int) -> flo
     step()
     start = time.perf_counter()
     done = sum(step() for _ in range(steps))
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return done / (time.perf_counter() - start)
 
 
@@ -127,7 +126,7 @@ def train(measure: str, arguments: argparse.Namespace, folder: Path) -> list[str
     laps = [line for line in read_log(folder / "run") if line["group"] == "train"][1:]  # the first one warms up
     rate, waiting = (statistics.median(lap[key] for lap in laps) for key in ("samples/s", "waiting"))
     ratio = "" if measure == "online" else f"{statistics.mean(rates) / rate:.3f}"
-    return [measure, f"{rate:.2f}", f"{100 * waiting:.1f} %", ratio, f"{peak_memory():.2f}", ""]
+    return [measure, f"{rate:.2f}", f"{100 * waiting:.1f} %", ratio, f"{peak_memory(DEVICE):.2f}", ""]
 
 
 def fit(arguments: argparse.Namespace, folder: Path) -> list[str]:
@@ -137,14 +136,8 @@ def fit(arguments: argparse.Namespace, folder: Path) -> list[str]:
     fit_store(ImageFitter(model_at(size), size=size), paths, folder / "store")
     rate = len(paths) / (time.perf_counter() - start)
     written = sum(file.stat().st_size for file in (folder / "store").rglob("*.safetensors"))
-    return ["fit", f"{rate:.2f}", "", "", f"{peak_memory():.2f}", f"{written / len(paths) / 1e6:.1f} MB per image"]
-
-
-def peak_memory() -> float:
-    """GB of the GPU, or of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    note = f"{written / len(paths) / 1e6:.1f} MB per image"
+    return ["fit", f"{rate:.2f}", "", "", f"{peak_memory(DEVICE):.2f}", note]
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {

@@ -88,6 +88,7 @@ def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> Imag
             model,
             _solver(arguments),
             num_views=arguments.views,
+            view_pairs=arguments.view_pairs,
             kind=arguments.kind,
             seed=arguments.seed,
             layer=arguments.layer,

@@ -10,7 +10,7 @@ from .console import add_model_arguments, positive
 from .files import CommandError
 
 OF_STAGE_1 = (
-    *("views", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch"),
+    *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch"),
     *("solver", "smoothness", "density", "field_steps"),
 )
 
@@ -52,6 +52,7 @@ def _add_decomposition(parser: Any) -> None:
     """Views and solver: the options of `OF_STAGE_1`."""
     views = parser.add_argument_group("views")
     views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
+    views.add_argument("--view-pairs", type=int, default=0, metavar="N", help="of them, to train on too (default: 0)")
     views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
     views.add_argument(
         "--size",

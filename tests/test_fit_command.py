@@ -76,7 +76,7 @@ def test_broken_and_missing_images_are_counted(
 
 def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path) -> None:
     photos(tmp_path / "photos", 1)
-    options = ["--kind", "crops", "--seed", "3", "--layer", "-2", "--keep-aspect", "--edge-to-edge"]
+    options = ["--kind", "crops", "--seed", "3", "--layer", "-2", "--keep-aspect", "--edge-to-edge", "--view-pairs=2"]
     assert run("photos", *options, "--smoothness", "1.5", "--density", "1") == 0
     settings = open_store(tmp_path / "dvt-store").settings
     assert settings["views"] == {
@@ -89,6 +89,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
         "num_views": 3,
         "autocast": "float32",
     }
+    assert open_store(tmp_path / "dvt-store").num_pairs == 3
     assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
     assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
     assert run("photos", "--solver", "neural-field", "--field-steps", "10", "--out", "neural") == 0

@@ -23,7 +23,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dvt_timm.files import CommandError, sha256_of
-from dvt_timm.offline import ImageFitter, LeastSquaresSolver, fit_store, open_store, store
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, fit_store, open_store, sample_views, store
+from dvt_timm.offline.solution import collect
 
 KILLS = 5
 
@@ -71,6 +72,37 @@ def test_a_store_holds_what_fit_image_gives(tmp_path: Path) -> None:
     assert [image["image"] for image in index["images"]] == [str(path) for path in paths]
     assert {image["shard"] for image in index["images"]} == {entry.file.name for entry in opened.entries}
     assert list((tmp_path / "store/pending").iterdir()) == []
+
+
+def test_view_pairs_are_views_and_the_semantics_where_their_patches_lie(tmp_path: Path) -> None:
+    paths, fit = photos(tmp_path / "photos"), fitter(num_views=9, view_pairs=4)
+    fit_store(fit, paths, tmp_path / "store", shard_bytes=1)
+    opened = open_store(tmp_path / "store")
+    assert len(opened) == 5
+    assert opened.num_pairs == 5
+    drawn = set()
+    for i, path in enumerate(paths):
+        solution = fit(path)
+        views = collect(sample_views(fit.model, path, num_views=9, size=64, batch_size=4))
+        expected = list(zip(views.features, solution.semantics_at(views.xy), strict=True))[:-1]
+        assert torch.equal(opened.pair(i, 0)[0], solution.raw)
+        assert torch.equal(opened.pair(i, 0)[1], solution.semantics)
+        found = [
+            next(v for v, (raw, clean) in enumerate(expected) if torch.equal(raw, a) and torch.equal(clean, b))
+            for a, b in (opened.pair(i, k) for k in range(1, 5))
+        ]
+        assert found == sorted(set(found))
+        drawn.add(tuple(found))
+    assert len(drawn) > 1  # each image has its own
+    with pytest.raises(CommandError, match="view_pairs is 4, not 3"):
+        fit_store(fitter(num_views=9, view_pairs=3), paths, tmp_path / "store")
+
+
+def test_without_view_pairs_an_image_is_one_pair(tmp_path: Path) -> None:
+    fit_store(fitter(), photos(tmp_path / "photos", 1), tmp_path / "store")
+    opened = open_store(tmp_path / "store")
+    assert opened.num_pairs == 1
+    assert torch.equal(opened.pair(0, 0)[1], opened.clean(0))
 
 
 def test_shards_are_closed_by_size(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import dvt_timm
 from dvt_timm.files import CommandError, alone_in
 from dvt_timm.images import ImageError
-from dvt_timm.offline import FeatureStore, ImageFitter, open_store
+from dvt_timm.offline import FeatureStore, ImageFitter, fit_store, open_store
 from dvt_timm.offline.run import settings_of
 from dvt_timm.offline.store import StoreWriter, writing
 from dvt_timm.train import (
@@ -69,7 +69,7 @@ def store_of(folder: Path, pairs: list[tuple[Tensor, Tensor]], **changed: Any) -
     with writing(folder, {**settings_of(fitter(), half=False), **changed}):
         writer = StoreWriter(folder)
         for i, (raw, clean) in enumerate(pairs):
-            writer.add(f"{i:064x}", Path(f"{i}.png"), raw, clean, {})
+            writer.add(f"{i:064x}", Path(f"{i}.png"), {"raw": raw, "clean": clean}, {})
         writer.close()
     return open_store(folder)
 
@@ -297,7 +297,7 @@ def script_of(folder: Path) -> Path:
 
 class TestData:
     def test_a_stream_shuffles_every_epoch_anew(self) -> None:
-        stream = Stream(list(range(10)), [2, 3, 5, 7], seed=0, transform=None)
+        stream = Stream(lambda i, _: i, [2, 3, 5, 7], seed=0)
         epochs = [[stream[4 * epoch + place] for place in range(4)] for epoch in range(6)]
         assert all(sorted(epoch) == [2, 3, 5, 7] for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 2
@@ -313,7 +313,7 @@ class TestData:
                 return super().__getitem__(i)
 
         samples = Counted(torch.full((2,), float(i)) for i in range(12))
-        stream = Stream(samples, range(12), 0, None)
+        stream = Stream(lambda i, _: samples[i], range(12), 0)
         coming = batches(stream, positions(0, 9, 4), workers, pin_memory=False)
         first = next(coming)
         assert len(read) <= 4 * (workers + 1)
@@ -324,14 +324,14 @@ class TestData:
     def test_an_error_comes_where_its_batch_would_and_threads_end(self) -> None:
         before = set(threading.enumerate())
         samples = [torch.zeros(1)] * 6 + [torch.zeros(2)]
-        coming = batches(Stream(samples, range(7), 0, None), positions(0, 50, 7), 3, pin_memory=False)
+        coming = batches(Stream(lambda i, _: samples[i], range(7), 0), positions(0, 50, 7), 3, pin_memory=False)
         with pytest.raises(ValueError, match="must have one shape"):
             next(coming)
         assert set(threading.enumerate()) <= before
 
     def test_flips_follow_from_the_position(self, tmp_path: Path) -> None:
         stage = DistillStage(teacher(), photos(tmp_path / "photos", 4))
-        stream = Stream(stage.samples, range(4), 0, stage.transform)
+        stream = Stream(stage.draw, range(4), 0)
         flipped = 0
         for position in range(32):
             sample = stream[position]
@@ -356,6 +356,25 @@ class TestData:
         solution = fitter()(Image.open(paths[1]))
         assert torch.equal(raw, solution.raw)
         assert torch.equal(clean, solution.semantics)
+
+    def test_view_pairs_online_are_those_of_a_store(self, tmp_path: Path) -> None:
+        paths, fit = photos(tmp_path / "photos", 2), fitter(view_pairs=2)
+        fit_store(fit, paths, tmp_path / "store")
+        store, online = open_store(tmp_path / "store"), OnlinePairs(paths, fit)
+        for k in range(3):
+            assert equal(*(dict(zip("ab", pairs.pair(1, k), strict=True)) for pairs in (store, online)))
+
+    def test_all_pairs_of_an_image_are_drawn_and_whole_ones_held_out(self, tmp_path: Path) -> None:
+        fit_store(fitter(view_pairs=2), photos(tmp_path / "photos", 4), tmp_path / "store")
+        store = open_store(tmp_path / "store")
+        trainer = Trainer(DenoiserStage(store, TINY), SHORT, tmp_path, make_accelerator(SHORT, "cpu"))
+        drawn = [trainer.stream[position][0] for position in range(60)]
+        assert all(torch.equal(drawn[i], trainer.stream[i][0]) for i in range(60))
+        for i in trainer.stream.indices:
+            for k in range(store.num_pairs):
+                assert 1 <= sum(torch.equal(raw, store.pair(i, k)[0]) for raw in drawn) <= 20
+        for i, unseen in zip(trainer.held_out, trainer.unseen(), strict=True):
+            assert torch.equal(unseen.raw[0], store.raw(i))
 
     def test_shapes_of_a_batch(self) -> None:
         with pytest.raises(ValueError, match="must have one shape"):

@@ -113,6 +113,7 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
     for arguments, message in (
         ([*train, "--store", "nothing"], "nothing holds no feature store (no store.json)"),
         ([*train, "--store", "store", "--layer", "3", "--field-steps", "9"], "--layer, --field-steps would not matter"),
+        ([*train, "--store", "store", "--view-pairs", "3"], "--view-pairs would not matter"),
         ([*train, "--online", "photos"], "--online needs --base"),
         ([*train, "--online", "photos", "gone.png", "--base", TINY], "1 of the images named do not exist"),
         ([*train, "--online", "nothing", "--base", TINY], "no image in nothing"),

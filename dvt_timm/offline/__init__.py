@@ -11,7 +11,7 @@ it wrote.
 from ..files import CommandError
 from ..images import ImageError
 from .coords import image_grid
-from .fit import ImageFitter, Solver, fit_image
+from .fit import ImageFitter, Solver, ViewPairs, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .neural_field import NeuralFieldSolver
 from .run import Team, fit_store
@@ -30,6 +30,7 @@ __all__ = [
     "PreparedSolver",
     "Solver",
     "Team",
+    "ViewPairs",
     "ViewStream",
     "Views",
     "fit_image",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ..checkpoints import uncompiled
 from .least_squares import LeastSquaresSolver, PreparedSolver
@@ -25,28 +28,38 @@ class Solver(Protocol):
         """Decompose the image that batches of views show; the last view is the whole image."""
 
 
+class ViewPairs(NamedTuple):
+    """What a head can learn from views: [N, h, w, C] both."""
+
+    raw: Tensor  # features of the views
+    clean: Tensor  # the image's semantics where their patches lie
+
+
 class ImageFitter:
     """Stage 1 on one image after the other, with one factorisation for all whose views have the same size.
 
     Args:
         model: as in `sample_views`.
         solver: `LeastSquaresSolver()` by default.
+        view_pairs: of each image's views, those that `with_pairs` gives.
         views: further arguments of `sample_views`.
 
     Raises:
         TypeError: if the solver has no `fit`, and as `sample_views` does.
-        ValueError: as `sample_views` does; for fewer views than `smoothness="auto"` needs.
+        ValueError: as `sample_views` does; for fewer views than `smoothness="auto"` or `view_pairs` need.
     """
 
-    def __init__(self, model: Any, solver: Solver | None = None, **views: Any) -> None:
+    def __init__(self, model: Any, solver: Solver | None = None, *, view_pairs: int = 0, **views: Any) -> None:
         signature(sample_views).bind(model, None, **views)
         check_arguments(uncompiled(model), **views)  # complains before any image is read
-        self.model, self.views = uncompiled(model), views
+        self.model, self.views, self.view_pairs = uncompiled(model), views, view_pairs
         self.solver: Solver = LeastSquaresSolver() if solver is None else solver
         if not hasattr(self.solver, "fit"):
             raise TypeError(f"solver must be one like LeastSquaresSolver(), got {solver!r}")
         if isinstance(self.solver, LeastSquaresSolver):
             self.solver.check_num_views(self.settings["num_views"] + 1)
+        if not 0 <= view_pairs <= self.settings["num_views"]:
+            raise ValueError(f"view_pairs must be 0..{self.settings['num_views']}, the views sampled, got {view_pairs}")
         self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
 
     @property
@@ -64,9 +77,23 @@ class ImageFitter:
     def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
         """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""
         stream = sample_views(self.model, image, **self.views)
+        return self._solve(stream, stream)
+
+    def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
+        """Decompose an image, and give pairs to train on of `view_pairs` of its views, drawn with a seed."""
+        stream = sample_views(self.model, image, **self.views)
+        drawn = np.random.default_rng(seed).choice(stream.num_views - 1, self.view_pairs, replace=False)
+        kept: list[Views] = []
+        solution = self._solve(stream, _keeping(stream, sorted(drawn.tolist()), kept))
+        nothing = solution.raw.new_empty(0, *solution.raw.shape)
+        raw = torch.cat([nothing, *(views.features for views in kept)])
+        clean = torch.cat([nothing, *(solution.semantics_at(views.xy) for views in kept)])
+        return solution, ViewPairs(raw, clean)
+
+    def _solve(self, stream: ViewStream, views: Iterable[Views]) -> Decomposition:
         if isinstance(self.solver, LeastSquaresSolver) and self.solver.smoothness != "auto":
-            return self._prepare(self.solver, stream).fit(stream)
-        return self.solver.fit(stream)
+            return self._prepare(self.solver, stream).fit(views)
+        return self.solver.fit(views)
 
     def _prepare(self, solver: LeastSquaresSolver, stream: ViewStream) -> PreparedSolver:
         if stream.size not in self._prepared:
@@ -107,3 +134,14 @@ def fit_image(
         TypeError, ValueError: as `sample_views` and the solver.
     """
     return ImageFitter(model, solver, num_views=num_views, seed=seed, **views)(image)
+
+
+def _keeping(views: Iterable[Views], wanted: Sequence[int], kept: list[Views]) -> Iterator[Views]:
+    """The batches as they come; what they hold of the wanted views is kept."""
+    start = 0
+    for batch in views:
+        here = [i - start for i in wanted if start <= i < start + len(batch)]
+        if here:
+            kept.append(Views(batch.features[here], batch.xy[here]))
+        start += len(batch)
+        yield batch

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..files import CommandError, sha256_of
 from ..images import ImageError, check_aspect, printable, read_image
-from .fit import ImageFitter
+from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
-from .store import SHARD_BYTES, StoreWriter, done_in, finish, writing
+from .store import SHARD_BYTES, VIEWS_CLEAN, VIEWS_RAW, StoreWriter, done_in, finish, writing
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
@@ -114,14 +114,17 @@ def fit_store(
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
             try:
-                picture, decomposition = _decompose(fitter, path)
-                raw, clean = (_stored(path, part, half) for part in (decomposition.raw, decomposition.semantics))
+                picture, decomposition, views = _decompose(fitter, path, sha256)
+                maps = {"raw": decomposition.raw, "clean": decomposition.semantics}
+                if fitter.view_pairs:
+                    maps |= {VIEWS_RAW: views.raw, VIEWS_CLEAN: views.clean}
+                maps = {part: _stored(path, features, half) for part, features in maps.items()}
             except ImageError as error:
                 skip(path, " ".join(str(error).split()))
                 continue
             if finished is not None:
                 finished(path, picture, decomposition)
-            writer.add(sha256, path, raw, clean, decomposition.stats)
+            writer.add(sha256, path, maps, decomposition.stats)
         failures = team.gather(failures)
         if team.rank == 0:
             finish(folder, failures, shard_bytes)
@@ -140,6 +143,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
         "dtype": "float16" if half else "float32",
         "solver": repr(fitter.solver),
         "views": fitter.settings,
+        "view_pairs": fitter.view_pairs,
     }
 
 
@@ -167,13 +171,18 @@ def _unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], 
     return [(path, sha256) for sha256, path in todo.items()]
 
 
-def _decompose(fitter: ImageFitter, path: Path) -> tuple[Image.Image, Decomposition]:
+def _decompose(fitter: ImageFitter, path: Path, sha256: str) -> tuple[Image.Image, Decomposition, ViewPairs]:
     picture = read_image(path)
     check_aspect(path, picture)
     try:
-        return picture, fitter(picture)
+        return picture, *fitter.with_pairs(picture, seed_of(sha256))
     except UNFIT as error:
         raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
+
+
+def seed_of(sha256: str) -> int:
+    """What an image's own draws start from, whatever its name."""
+    return int(sha256[:16], 16)
 
 
 def _stored(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 A store is a folder:
 - `store.json`: the settings; a run with others is refused.
-- `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], and in the
-  metadata, as JSON, where the images lay and what the solver says of them.
+- `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], with view pairs
+  also `<sha256>.views.raw` and `<sha256>.views.clean` [N, h, w, C]; and in the metadata, as JSON, where the images lay
+  and what the solver says of them.
 - `pending/<sha256>.safetensors`: finished images that are in no shard yet, each like a shard of one.
 - `index.json`: all images and their shards, and those that were skipped; written when a run ends.
 
@@ -31,6 +32,7 @@ from ..images import printable
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
 OWN_FILES = r"store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
+VIEWS_RAW, VIEWS_CLEAN = "views.raw", "views.clean"
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 
 
@@ -66,6 +68,17 @@ class FeatureStore:
         """(raw, clean) of image i: [h, w, C] each, in the store's dtype."""
         return self.raw(i), self.clean(i)
 
+    @property
+    def num_pairs(self) -> int:
+        """Of each image: its own and those of views."""
+        return 1 + int(self.settings.get("view_pairs", 0))
+
+    def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
+        """(raw, clean) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each."""
+        if k == 0:
+            return self[i]
+        return self._read(i, VIEWS_RAW, k - 1), self._read(i, VIEWS_CLEAN, k - 1)
+
     def raw(self, i: int) -> Tensor:
         """The model's features of image i: [h, w, C]."""
         return self._read(i, "raw")
@@ -78,7 +91,7 @@ class FeatureStore:
         """The file of image i when it was decomposed."""
         return Path(self.entries[i].image)
 
-    def _read(self, i: int, part: str) -> Tensor:
+    def _read(self, i: int, part: str, row: int | None = None) -> Tensor:
         if not self.entries[i].file.exists():  # a run that is going on has put it into a shard
             now = {entry.sha256: entry for entry in _entries_in(self.folder)}
             self.entries = [now.get(entry.sha256, entry) for entry in self.entries]
@@ -88,7 +101,8 @@ class FeatureStore:
                 self._files[entry.file] = _open(entry.file)
             except FileNotFoundError as error:
                 raise ValueError(f"{entry.file} is gone; `dvt-timm fit` computes its images again") from error
-        tensor: Tensor = self._files[entry.file].get_tensor(f"{entry.sha256}.{part}")
+        file, key = self._files[entry.file], f"{entry.sha256}.{part}"
+        tensor: Tensor = file.get_tensor(key) if row is None else file.get_slice(key)[row]
         return tensor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,13 +131,13 @@ class StoreWriter:
     shard_bytes: int = SHARD_BYTES
     _pending: list[Path] = field(default_factory=list)  # of this process
 
-    def add(self, sha256: str, image: Path, raw: Tensor, clean: Tensor, stats: dict[str, Any]) -> None:
-        """Keep one image's maps [h, w, C]; closes a shard when it is full.
+    def add(self, sha256: str, image: Path, maps: dict[str, Tensor], stats: dict[str, Any]) -> None:
+        """Keep one image's maps, named as in a shard; closes a shard when it is full.
 
         Raises:
             CommandError: if they cannot be written.
         """
-        maps = {f"{sha256}.raw": raw.contiguous().cpu(), f"{sha256}.clean": clean.contiguous().cpu()}
+        maps = {f"{sha256}.{part}": features.contiguous().cpu() for part, features in maps.items()}
         record = {sha256: {"image": printable(image), "stats": stats}}
         path = self.folder / PENDING / f"{sha256}.safetensors"
         _write(path, maps, record)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..ahead import made_ahead
+from ..files import sha256_of
 from ..images import ImageError, Preprocessing, check_aspect, read_image
 from ..offline import ImageFitter
-from ..offline.run import settings_of
+from ..offline.run import seed_of, settings_of
 
 Sample = Any  # a tensor, or a tuple of tensors
-Transform = Callable[[Sample, torch.Generator], Sample]
+Draw = Callable[[int, torch.Generator], Sample]  # of the sample of an index, as training sees it
 MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # at most, and one in so many
 
 
@@ -48,14 +49,24 @@ class OnlinePairs:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.pair(i, 0)
+
+    @property
+    def num_pairs(self) -> int:
+        """As `FeatureStore.num_pairs`."""
+        return 1 + self.fitter.view_pairs
+
+    def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
+        """As `FeatureStore.pair`."""
         path = self.paths[i]
         image = read_image(path)
         check_aspect(path, image)
         try:
-            solution = self.fitter(image)
+            solution, views = self.fitter.with_pairs(image, seed_of(sha256_of(path)))
         except (RuntimeError, ValueError) as error:
             raise ImageError(f"{path}: {error}") from error
-        return solution.raw.float(), solution.semantics.float()
+        raw, clean = (solution.raw, solution.semantics) if k == 0 else (views.raw[k - 1], views.clean[k - 1])
+        return raw.float(), clean.float()
 
     def path(self, i: int) -> Path:
         """The image file of pair i."""
@@ -88,11 +99,6 @@ class Images:
         return self.paths[i]
 
 
-def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Every other image flipped left to right."""
-    return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
-
-
 def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int], list[int]]:
     """(indices to train on, indices held out), drawn at random.
 
@@ -114,16 +120,14 @@ class Stream:
     Several threads may read it at once if they may read the samples.
     """
 
-    def __init__(self, samples: Samples, indices: Sequence[int], seed: int, transform: Transform | None) -> None:
-        self.samples, self.indices, self.seed, self.transform = samples, indices, seed, transform
+    def __init__(self, draw: Draw, indices: Sequence[int], seed: int) -> None:
+        self.draw, self.indices, self.seed = draw, indices, seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.indices))
-        sample = self.samples[self.indices[self._order(epoch)[place]]]
-        if self.transform is None:
-            return sample
-        return self.transform(sample, torch.Generator().manual_seed(derived_seed(self.seed, epoch, place)))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, place))
+        return self.draw(self.indices[self._order(epoch)[place]], generator)
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))

@@ -13,7 +13,7 @@ from ..files import CommandError
 from ..head import DenoiserHead
 from ..offline import FeatureStore
 from ..registry import backbone_name
-from .data import OnlinePairs, Sample, Transform, digest_of
+from .data import OnlinePairs, Sample, digest_of
 from .loop import Batch
 
 
@@ -31,8 +31,6 @@ class DenoiserStage:
         CommandError: if there are no samples, or they are of another backbone or another block than the last.
         ValueError: if timm knows no ViT `base`.
     """
-
-    transform: Transform | None = None
 
     def __init__(
         self,
@@ -63,6 +61,10 @@ class DenoiserStage:
             "images": _digest(self.samples),
             "validation": None if self.validation is None else _digest(self.validation),
         }
+
+    def draw(self, i: int, generator: torch.Generator) -> Sample:
+        """One of the pairs of image i."""
+        return self.samples.pair(i, int(torch.randint(self.samples.num_pairs, (), generator=generator)))
 
     def batch(self, sample: Sample) -> Batch:
         """Of pairs (raw, clean) [B, h, w, C]."""

@@ -16,7 +16,7 @@ from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates
 from ..offline.run import fingerprint
 from ..registry import backbone_name
 from ..saved import save_model
-from .data import Images, Sample, Transform, digest_of, mirrored
+from .data import Images, Sample, digest_of
 from .loop import Batch
 
 DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
@@ -49,7 +49,6 @@ class DistillStage:
 
     workers = True
     validation = None
-    transform: Transform | None = staticmethod(mirrored)
 
     def __init__(
         self,
@@ -84,6 +83,11 @@ class DistillStage:
             "size": list(self.samples.size),
             "images": digest_of(self.samples.paths),
         }
+
+    def draw(self, i: int, generator: torch.Generator) -> Sample:
+        """Image i, mirrored half of the time."""
+        pixels = self.samples[i]
+        return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
 
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:

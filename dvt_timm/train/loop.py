@@ -23,7 +23,7 @@ from ..files import CommandError, replacing
 from ..images import ImageError, read_image
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
-from .data import Sample, Samples, Stream, Transform, batches, collate, derived_seed, positions, split
+from .data import Sample, Samples, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
 from .loss import feature_losses
@@ -46,7 +46,6 @@ class Batch(NamedTuple):
 class Stage(Protocol):
     """What differs between stages 2 and 3."""
 
-    transform: Transform | None  # of a sample, in training
     workers: bool  # whether several threads may read samples
     base: str  # timm name of the backbone
 
@@ -65,6 +64,9 @@ class Stage(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs into one folder must agree on, besides their numbers."""
+
+    def draw(self, i: int, generator: torch.Generator) -> Sample:
+        """Sample i as training sees it."""
 
     def batch(self, sample: Sample) -> Batch:
         """What collated samples, on the device, stand for."""
@@ -107,7 +109,7 @@ class Trainer:
         else:
             trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
             self._validation = stage.validation
-        self.stream = Stream(stage.samples, trained, config.seed, stage.transform)
+        self.stream = Stream(stage.draw, trained, config.seed)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)

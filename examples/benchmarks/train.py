@@ -69,7 +69,7 @@ def random_store(folder: Path, fitter: ImageFitter, size: int) -> Path:
         writer = StoreWriter(folder)
         for i in range(NUM_SAMPLES):
             raw, clean = torch.randn(2, grid, grid, fitter.model.embed_dim)
-            writer.add(f"{i:064x}", Path(f"{i}.jpg"), raw, clean, {})
+            writer.add(f"{i:064x}", Path(f"{i}.jpg"), {"raw": raw, "clean": clean}, {})
         writer.close()
     return folder
 

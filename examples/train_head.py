@@ -1,11 +1,12 @@
 """From a folder of photos to `timm.create_model` with a denoiser head of one's own.
 
     pip install 'dvt-timm[train]'
-    python examples/train_head.py PHOTOS [--model NAME] [--out DIR] [--views 24] [--size 518] [--steps 2000]
+    python examples/train_head.py PHOTOS [--model NAME] [--out DIR] [--views 24] [--view-pairs 7] [--size 518]
+        [--steps 2000]
 
 The same on the command line:
 
-    dvt-timm fit PHOTOS --model NAME --half --out DIR/store                 25 forward passes per photo, once
+    dvt-timm fit PHOTOS --model NAME --half --view-pairs 7 --out DIR/store  25 forward passes per photo, once
     dvt-timm train --store DIR/store --preset quick --out DIR/head
     dvt-timm push DIR/head user/repo                                        if others are to have it
     timm.create_model(NAME, pretrained=True, denoiser="DIR/head")
@@ -29,15 +30,16 @@ parser.add_argument("photos", type=Path)
 parser.add_argument("--model", default="vit_small_patch14_dinov2.dvt_demo", help="(default: %(default)s)")
 parser.add_argument("--out", type=Path, default=Path("my-head"), help="(default: %(default)s)")
 parser.add_argument("--views", type=int, default=24, help="per photo (default: %(default)s)")
+parser.add_argument("--view-pairs", type=int, default=7, help="of them, to train on too (default: %(default)s)")
 parser.add_argument("--size", type=int, default=518, help="of views in pixels (default: %(default)s)")
 parser.add_argument("--steps", type=int, default=2000, help="of 8 pairs (default: %(default)s)")
 arguments = parser.parse_args()
 
 model = timm.create_model(arguments.model, pretrained=True, num_classes=0, dynamic_img_size=True).eval()
-fitter = ImageFitter(model, num_views=arguments.views, size=arguments.size)
+fitter = ImageFitter(model, num_views=arguments.views, view_pairs=arguments.view_pairs, size=arguments.size)
 skipped = fit_store(fitter, images_in(arguments.photos), arguments.out / "store", half=True, progress=True)
 store = open_store(arguments.out / "store")
-print(f"{len(store)} pairs of features, {len(skipped)} photos skipped")
+print(f"{len(store)} photos of {store.num_pairs} pairs of features, {len(skipped)} skipped")
 
 config = TrainConfig(steps=arguments.steps, batch_size=8, eval_every=max(arguments.steps // 10, 1))
 train_denoiser(store, arguments.model, arguments.out / "head", config, progress=True)

@@ -83,10 +83,10 @@ def test_fit_one_image(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_train_head(tmp_path: Path) -> None:
-    options = ["--out", str(tmp_path / "out"), "--views", "3", "--size", "112", "--steps", "2"]
+    options = ["--out", str(tmp_path / "out"), "--views", "3", "--view-pairs", "2", "--size", "112", "--steps", "2"]
     for _ in range(2):  # the second time it finds all done
         output = run("examples/train_head.py", "examples/data", *options)
-        assert "2 pairs of features, 0 photos skipped" in output
+        assert "2 photos of 3 pairs of features, 0 skipped" in output
         assert "features (1, 65, 384)" in output
     assert (tmp_path / "out/head/model.safetensors").is_file()
 
@@ -94,11 +94,14 @@ def test_train_head(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_heads_benchmark(tmp_path: Path) -> None:
     script = ["examples/benchmarks/heads.py"]
-    options = ["--photos", "examples/data", "--heads", "demo=weights/demo/head.safetensors", "--out", str(tmp_path)]
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    options = ["--photos", "examples/data", "--heads", "demo=weights/demo/head.safetensors", "--cache", str(cache)]
     output = run(*script, "leakage", *options, "--fit", "1", "--test", "1")
     assert output.count("| raw |") == output.count("| demo |") == 1
-    run(*script, "pictures", *options, "--count", "2")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "puppy.png"]
+    assert len(list(cache.iterdir())) == 2
+    assert run(*script, "leakage", *options, "--fit", "1", "--test", "1") == output
+    run(*script, "pictures", *options, "--count", "2", "--out", str(out))
+    assert sorted(path.name for path in out.iterdir()) == ["cat.png", "puppy.png"]
 
 
 @pytest.mark.slow

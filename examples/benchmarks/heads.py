@@ -121,12 +121,11 @@ def camvid(contenders: Contenders, arguments: argparse.Namespace) -> None:
     linear: dict[str, list[float]] = {}
     for seed in SEEDS:
         train, test = (
-            labelled(contenders, frames(arguments.camvid, split, count, seed * 1000))
-            for split, count in (("train", TRAIN_FRAMES), ("val", TEST_FRAMES))
+            labelled(contenders, frames(arguments.camvid, split, count, seed * 1000), stride)
+            for split, count, stride in (("train", TRAIN_FRAMES, 1), ("val", TEST_FRAMES, TEST_STRIDE))
         )
         for name in train[0]:
-            features, labels = train[0][name], train[1]
-            unseen, truth = (part[::TEST_STRIDE] for part in (test[0][name], test[1]))
+            features, labels, unseen, truth = train[0][name], train[1], test[0][name], test[1]
             knn.setdefault(name, []).append(100 * mean_iou(knn_probe(features, labels, unseen), truth))
             linear.setdefault(name, []).append(100 * mean_iou(linear_probe(features, labels, unseen, seed), truth))
     print(f"mIoU in percent, {TRAIN_FRAMES} and {TEST_FRAMES} frames; for each draw of windows, and the mean\n")
@@ -139,12 +138,12 @@ def camvid(contenders: Contenders, arguments: argparse.Namespace) -> None:
         print(f"| {name} | " + " | ".join(map(mean_and_error, gains)) + " |")
 
 
-def labelled(contenders: Contenders, part: list[tuple[Image.Image, Image.Image]]) -> tuple[Maps, Tensor]:
-    """Patches [N, C] of all contenders, and their labels [N], void ones left out."""
+def labelled(contenders: Contenders, part: list[tuple[Image.Image, Image.Image]], stride: int) -> tuple[Maps, Tensor]:
+    """Every so many patches [N, C] of all contenders, and their labels [N]; void ones left out."""
     maps = [contenders(image) for image, _ in tqdm(part, unit="frame", disable=None)]
     grid = maps[0]["raw"].shape[:2]
     labels = torch.stack([patch_labels(mask, grid) for _, mask in part]).flatten()
-    kept = labels != VOID
+    kept = (labels != VOID) & (torch.arange(len(labels)) % stride == 0)
     return {name: torch.cat([m[name].flatten(0, 1) for m in maps])[kept] for name in maps[0]}, labels[kept]
 
 

@@ -86,7 +86,8 @@ def build_model(
     _check_base(head_config, variant.base if variant else f"{cfg.architecture}.{cfg.tag}", base_sha256)
 
     def finish(model: Any) -> Any:
-        held = {} if source is None else load_backbone(model, source, stride, img_size, cache_dir)
+        with_classifier = not kwargs.get("features_only")
+        held = {} if source is None else load_backbone(model, source, stride, img_size, cache_dir, with_classifier)
         if stride is not None and not isinstance(model.patch_embed, OverlapPatchEmbed):
             set_stride(model, stride, img_size)
         if with_head:

@@ -22,7 +22,12 @@ PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
 
 
 def load_backbone(
-    model: Any, source: dict[str, Any], stride: int | None, img_size: tuple[int, int], cache_dir: str | Path | None
+    model: Any,
+    source: dict[str, Any],
+    stride: int | None,
+    img_size: tuple[int, int],
+    cache_dir: str | Path | None,
+    with_classifier: bool,
 ) -> dict[str, Tensor]:
     """Load a checkpoint's backbone into a plain model through timm, with timm's adaptations.
 
@@ -33,6 +38,7 @@ def load_backbone(
             overlapping patches sets it here, before its position embedding is loaded.
         img_size: (height, width) in pixels that the position embedding is for then.
         cache_dir: of the Hub client.
+        with_classifier: whether the model keeps its own, if it has one.
 
     Returns:
         The tensors of the checkpoint's denoiser under the keys of `DenoiserHead`, none if it holds none.
@@ -60,7 +66,7 @@ def load_backbone(
     load_pretrained(
         model,
         pretrained_cfg={**source, "input_size": (3, *source["input_size"][1:])},
-        num_classes=model.num_classes,
+        num_classes=model.num_classes if with_classifier else 0,
         in_chans=3,
         filter_fn=backbone_of,
         cache_dir=cache_dir,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import DEMO, EVA, FAMILIES, SMALL, VIT, create, images, perturb, random_head, size_of
+from helpers import DEMO, EVA, FAMILIES, SMALL, TINY, VIT, create, images, perturb, random_head, size_of
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor
@@ -73,6 +73,18 @@ class TestDenoiserArgument:
         model = create(name, pretrained=True, denoiser=head, pretrained_cfg_overlay=overlay)
         assert model.denoiser is head
         assert torch.equal(model.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+
+    def test_features_only_needs_no_classifier_in_the_file(self, tmp_path: Path) -> None:
+        """As in timm, which asks for none then."""
+        weights = timm.create_model(TINY, num_classes=0).state_dict()
+        save_file(weights, tmp_path / "base.safetensors")
+        overlay = {"file": str(tmp_path / "base.safetensors")}
+        options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "features_only": True, "out_indices": (-1,)}
+        plain = timm.create_model(TINY, **options).eval()
+        denoised = timm.create_model(TINY, denoiser=random_head(64, (4, 4)), **options).eval()
+        image = torch.randn(1, 3, 160, 160)
+        assert denoised(image)[0].shape == plain(image)[0].shape
+        assert torch.equal(denoised.model.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
 
     @pytest.mark.parametrize(
         ("denoiser", "error", "message"),

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from dvt_timm.files import sha256_of
 from dvt_timm.fit_command import images_of
 from dvt_timm.images import read_image
+from dvt_timm.offline.run import seed_of
 
 SIDE = (0.5, 0.9)  # of the photo's
 QUALITY = 95  # of JPEG
@@ -41,7 +42,7 @@ def main() -> None:
     for path in images_of(arguments.photos, arguments.out):
         photo, content = read_image(path), sha256_of(path)
         for i in range(arguments.count):
-            window = random_window(photo, np.random.default_rng([int(content[:16], 16), i]))
+            window = random_window(photo, np.random.default_rng([seed_of(content), i]))
             window.save(arguments.out / f"{content[:16]}-{i}.jpg", quality=QUALITY)
 
 

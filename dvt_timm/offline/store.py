@@ -74,7 +74,13 @@ class FeatureStore:
         return 1 + int(self.settings.get("view_pairs", 0))
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """(raw, clean) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each."""
+        """(raw, clean) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
+
+        Raises:
+            IndexError: if the store has no such pair.
+        """
+        if not 0 <= k < self.num_pairs:
+            raise IndexError(f"pair must be 0..{self.num_pairs - 1}, got {k}; `dvt-timm fit --view-pairs N` keeps more")
         if k == 0:
             return self[i]
         return self._read(i, VIEWS_RAW, k - 1), self._read(i, VIEWS_CLEAN, k - 1)

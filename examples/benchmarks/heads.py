@@ -19,18 +19,14 @@ beside the heads in every table. They are kept in the cache, as float16, so that
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
 import torch
-from photos import MODEL, ClosedForm, ViewCache, spread
+from photos import ClosedForm, ViewCache, spread
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from stage1_downstream import VOID, frames, patch_labels, position_table
 from torch import Tensor
 from tqdm import tqdm
@@ -38,10 +34,7 @@ from tqdm import tqdm
 import dvt_timm
 from dvt_timm import viz
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou
-from dvt_timm.files import replacing
-from dvt_timm.images import preprocessing_of, read_image
-from dvt_timm.models import plain_intermediates
-from dvt_timm.offline.run import fingerprint
+from dvt_timm.images import read_image
 
 SEEDS = range(6)
 TARGET_VIEWS = 24
@@ -55,39 +48,25 @@ Maps = dict[str, Tensor]  # name -> [h, w, C]
 class Contenders:
     """The backbone without a head, and with each."""
 
-    def __init__(self, heads: Sequence[str], cache: Path) -> None:
-        self.model: Any = timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
+    def __init__(self, heads: Sequence[str], cache: ViewCache) -> None:
         self.heads = {name: dvt_timm.load_head(source) for name, _, source in (item.partition("=") for item in heads)}
-        self.preprocessing = preprocessing_of(self.model, None)
-        self.cache, self.weights = cache, fingerprint(self.model)
-        cache.mkdir(parents=True, exist_ok=True)
+        self.cache = cache
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> Maps:
-        squeezed = self.preprocessing.squeeze(image, self.model.patch_embed.img_size)
-        raw = self._raw(self.preprocessing.to_tensor(squeezed)).float()
-        return {"raw": raw[0], **{name: head(raw)[0] for name, head in self.heads.items()}}
-
-    def _raw(self, pixels: Tensor) -> Tensor:  # [1, h, w, C]
-        """The backbone's map of an image, from the disk if it was computed before."""
-        digest = hashlib.sha256(self.weights.encode() + pixels.numpy().tobytes()).hexdigest()
-        file = self.cache / f"raw-{digest[:16]}.safetensors"
-        if not file.exists():
-            raw = plain_intermediates(self.model, pixels, -1).permute(0, 2, 3, 1)
-            with replacing(file) as scratch:
-                save_file({"raw": raw.half().contiguous()}, scratch)
-        return load_file(file)["raw"]
+        raw = self.cache.raw(image)
+        return {"raw": raw, **{name: head(raw[None])[0] for name, head in self.heads.items()}}
 
 
 def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
-    cache, solvers = ViewCache(arguments.cache), {kind: ClosedForm() for kind in ("jitter", "crops")}
+    solvers = {kind: ClosedForm() for kind in ("jitter", "crops")}
     sums: dict[str, dict[str, list[float]]] = {}
     photos = spread(arguments.photos, arguments.count or 40)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
         maps = contenders(image)
         for kind, solver in solvers.items():
-            target = solver.fit(cache.take(image, kind, TARGET_VIEWS)).semantics
+            target = solver.fit(contenders.cache.take(image, kind, TARGET_VIEWS)).semantics
             power = (target - target.mean(dim=(0, 1))).square().sum()
             for name, fmap in maps.items():
                 share = ((fmap - target).square().sum() / power).item()
@@ -189,7 +168,7 @@ def main() -> None:
     folder = "camvid" if arguments.measure == "camvid" else "photos"
     if getattr(arguments, folder) is None:
         parser.error(f"{arguments.measure} needs --{folder} DIR")
-    MEASURES[arguments.measure](Contenders(arguments.heads, arguments.cache), arguments)
+    MEASURES[arguments.measure](Contenders(arguments.heads, ViewCache(arguments.cache)), arguments)
 
 
 if __name__ == "__main__":

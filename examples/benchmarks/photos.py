@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import dvt_timm  # noqa: F401  adds the name
 from dvt_timm.files import replacing
-from dvt_timm.images import images_in, read_image
+from dvt_timm.images import images_in, preprocessing_of, read_image
+from dvt_timm.models import plain_intermediates
 from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
@@ -42,18 +43,28 @@ def spread(folder: Path, count: int) -> list[Path]:
 
 
 class ViewCache:
-    """Views of images, float16 on disk: whichever measure needs them first computes them."""
+    """Views of images, and raw maps, float16 on disk: whichever measure needs them first computes them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.model = timm.create_model(MODEL, pretrained=True, num_classes=0).eval()
         self.weights = fingerprint(self.model)
+        self.preprocessing = preprocessing_of(self.model, None)
+
+    @torch.inference_mode()
+    def raw(self, image: Image.Image) -> Tensor:  # [h, w, C]
+        """The backbone's map of an image."""
+        squeezed = self.preprocessing.squeeze(image, self.model.patch_embed.img_size)
+        pixels = self.preprocessing.to_tensor(squeezed)
+        digest = hashlib.sha256(self.weights.encode() + pixels.numpy().tobytes()).hexdigest()
+        file = self.folder / f"raw-{digest[:16]}.safetensors"
+        return _kept(file, lambda: plain_intermediates(self.model, pixels, -1)[0].permute(1, 2, 0))
 
     def take(self, image: Image.Image, kind: str, num_views: int) -> Views:
         """What a fit sees; the last view is the whole image."""
         stream = sample_views(self.model, image, kind=kind, num_views=num_views)
-        return self._kept(stream, stream)
+        return self._views(stream, stream)
 
     def held_out(self, image: Image.Image, kind: str) -> Views:
         """Views that no fit sees, without the whole image."""
@@ -63,15 +74,11 @@ class ViewCache:
         embed = self.model.patch_embed
         xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centres())
         stream = replace(stream, windows=windows, xy=xy)
-        return self._kept(stream, islice(stream, 1))
+        return self._views(stream, islice(stream, 1))
 
-    def _kept(self, stream: ViewStream, batches: Iterable[Views]) -> Views:
-        """Batches of a stream, from the disk if they were computed before."""
-        file = self.folder / f"{self._key(stream)}.safetensors"
-        if not file.exists():
-            with replacing(file) as scratch:
-                save_file({"features": collect(batches).features.half()}, scratch)
-        features = load_file(file)["features"].float()
+    def _views(self, stream: ViewStream, batches: Iterable[Views]) -> Views:
+        """Batches of a stream."""
+        features = _kept(self.folder / f"{self._key(stream)}.safetensors", lambda: collect(batches).features)
         return Views(features, stream.xy[: len(features)])
 
     def _key(self, stream: ViewStream) -> str:
@@ -80,6 +87,14 @@ class ViewCache:
         digest.update(stream.image.tobytes())
         digest.update(stream.xy.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _kept(file: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """Features from the disk, put there if they were not yet."""
+    if not file.exists():
+        with replacing(file) as scratch:
+            save_file({"features": compute().half().contiguous()}, scratch)
+    return load_file(file)["features"].float()
 
 
 def subset(views: Views, count: int) -> Views:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from . import extract, viz
@@ -96,6 +97,7 @@ def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> Imag
             keep_aspect=arguments.keep_aspect,
             edge_to_edge=arguments.edge_to_edge,
             batch_size=arguments.view_batch,
+            autocast=None if arguments.autocast is None else getattr(torch, arguments.autocast),
             progress=progress,
         )
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from .console import add_model_arguments, positive
 from .files import CommandError
 
 OF_STAGE_1 = (
-    *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch"),
+    *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch", "autocast"),
     *("solver", "smoothness", "density", "field_steps"),
 )
 
@@ -69,6 +69,11 @@ def _add_decomposition(parser: Any) -> None:
     views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
     views.add_argument(
         "--view-batch", type=positive, default=8, metavar="N", help="views at once (default: %(default)s)"
+    )
+    views.add_argument(
+        "--autocast",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the forward passes (default: bfloat16 on CUDA, float32 elsewhere)",
     )
     solver = parser.add_argument_group("solver")
     solver.add_argument(

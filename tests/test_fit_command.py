@@ -77,6 +77,7 @@ def test_broken_and_missing_images_are_counted(
 def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path) -> None:
     photos(tmp_path / "photos", 1)
     options = ["--kind", "crops", "--seed", "3", "--layer", "-2", "--keep-aspect", "--edge-to-edge", "--view-pairs=2"]
+    options += ["--autocast", "bfloat16"]
     assert run("photos", *options, "--smoothness", "1.5", "--density", "1") == 0
     settings = open_store(tmp_path / "dvt-store").settings
     assert settings["views"] == {
@@ -87,7 +88,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
         "keep_aspect": True,
         "edge_to_edge": True,
         "num_views": 3,
-        "autocast": "float32",
+        "autocast": "bfloat16",
     }
     assert open_store(tmp_path / "dvt-store").num_pairs == 3
     assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
@@ -96,6 +97,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
     assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9
     assert run("photos", "--smoothness", "auto", "--views", "8", "--out", "auto") == 0
     assert open_store(tmp_path / "auto").entries[0].stats["num_views"] == 9
+    assert open_store(tmp_path / "auto").settings["views"]["autocast"] == "float32"
 
 
 def test_defaults_are_the_solvers_own() -> None:

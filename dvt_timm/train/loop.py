@@ -111,7 +111,7 @@ class Trainer:
             self._validation = stage.validation
         self.stream = Stream(stage.draw, trained, config.seed)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
         self._resume()
         self._unseen: list[Batch] = []  # held-out samples, one each, on the CPU

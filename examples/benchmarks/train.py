@@ -87,7 +87,8 @@ def stage_of(measure: str, folder: Path, size: int) -> Stage:
 def bare(stage: Stage, config: TrainConfig, accelerator: Any, steps: int) -> float:
     """Samples per second of forward, backward and step on one batch that is in memory."""
     module = stage.module.to(accelerator.device).train()
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-6, betas=BETAS)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=BETAS, fused=True)
     sample = collate([stage.samples[i % NUM_SAMPLES] for i in range(config.batch_size)])
     moved = sample.to(accelerator.device) if torch.is_tensor(sample) else [s.to(accelerator.device) for s in sample]
 

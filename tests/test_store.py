@@ -104,7 +104,7 @@ def test_without_view_pairs_an_image_is_one_pair(tmp_path: Path) -> None:
     assert opened.num_pairs == 1
     assert torch.equal(opened.pair(0, 0)[1], opened.clean(0))
     for k in (-1, 1):
-        with pytest.raises(IndexError, match=rf"pair must be 0\.\.0, got {k}; .*--view-pairs"):
+        with pytest.raises(IndexError, match=rf"pair must be 0\.\.0, got {k}; --view-pairs"):
             opened.pair(0, k)
 
 

@@ -363,6 +363,10 @@ class TestData:
         store, online = open_store(tmp_path / "store"), OnlinePairs(paths, fit)
         for k in range(3):
             assert equal(*(dict(zip("ab", pairs.pair(1, k), strict=True)) for pairs in (store, online)))
+        for pairs in (store, online):
+            for k in (-1, 3):
+                with pytest.raises(IndexError, match=rf"pair must be 0\.\.2, got {k}; --view-pairs N makes more"):
+                    pairs.pair(1, k)
 
     def test_all_pairs_of_an_image_are_drawn_and_whole_ones_held_out(self, tmp_path: Path) -> None:
         fit_store(fitter(view_pairs=2), photos(tmp_path / "photos", 4), tmp_path / "store")

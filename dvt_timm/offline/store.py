@@ -79,8 +79,7 @@ class FeatureStore:
         Raises:
             IndexError: if the store has no such pair.
         """
-        if not 0 <= k < self.num_pairs:
-            raise IndexError(f"pair must be 0..{self.num_pairs - 1}, got {k}; `dvt-timm fit --view-pairs N` keeps more")
+        check_pair(k, self.num_pairs)
         if k == 0:
             return self[i]
         return self._read(i, VIEWS_RAW, k - 1), self._read(i, VIEWS_CLEAN, k - 1)
@@ -113,6 +112,12 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
+
+
+def check_pair(k: int, num_pairs: int) -> None:
+    """IndexError unless an image has a pair k."""
+    if not 0 <= k < num_pairs:
+        raise IndexError(f"pair must be 0..{num_pairs - 1}, got {k}; --view-pairs N makes more")
 
 
 def open_store(folder: str | Path) -> FeatureStore:

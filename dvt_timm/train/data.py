@@ -17,6 +17,7 @@ from ..files import sha256_of
 from ..images import ImageError, Preprocessing, check_aspect, read_image
 from ..offline import ImageFitter
 from ..offline.run import seed_of, settings_of
+from ..offline.store import check_pair
 
 Sample = Any  # a tensor, or a tuple of tensors
 Draw = Callable[[int, torch.Generator], Sample]  # of the sample of an index, as training sees it
@@ -39,6 +40,7 @@ class OnlinePairs:
 
     Raises:
         ImageError: when a pair is asked for whose image cannot be read.
+        IndexError: when one is asked for that the image does not have.
     """
 
     def __init__(self, paths: Sequence[str | PathLike[str]], fitter: ImageFitter) -> None:
@@ -58,6 +60,7 @@ class OnlinePairs:
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """As `FeatureStore.pair`."""
+        check_pair(k, self.num_pairs)
         path = self.paths[i]
         image = read_image(path)
         check_aspect(path, image)

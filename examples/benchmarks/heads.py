@@ -6,7 +6,8 @@
     python examples/benchmarks/heads.py camvid --camvid DIR --heads ...
     python examples/benchmarks/heads.py pictures --photos DIR --out DIR --heads ...
 
-error        squared error to F over the variance of F, from 24 views of each kind
+error        squared error to F over the variance of F, from 24 views of each kind; and the power of fine detail, lines
+             included, over that of F from jittered views
 leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
 information  the paper's artifact measure: the largest coefficient of a channel with x and y
 camvid       mIoU of patches of random windows, six draws of them: k-NN and linear probe; every fourth patch is tested
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from photos import ClosedForm, ViewCache, spread
 from PIL import Image
 from stage1_downstream import VOID, frames, patch_labels, position_table
@@ -61,6 +63,7 @@ class Contenders:
 def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
     solvers = {kind: ClosedForm() for kind in ("jitter", "crops")}
     sums: dict[str, dict[str, list[float]]] = {}
+    detail: dict[str, list[float]] = {}
     photos = spread(arguments.photos, arguments.count or 40)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
@@ -71,10 +74,18 @@ def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
             for name, fmap in maps.items():
                 share = ((fmap - target).square().sum() / power).item()
                 sums.setdefault(name, {}).setdefault(kind, []).append(share)
+                if kind == "jitter":
+                    detail.setdefault(name, []).append((detail_power(fmap) / detail_power(target)).item())
     print(f"squared error over the variance of F from {TARGET_VIEWS} views, {len(photos)} photos\n")
-    print("| features | F from jitter | F from crops |\n| --- | --- | --- |")
+    print("| features | F from jitter | F from crops | detail |\n| --- | --- | --- | --- |")
     for name, kinds in sums.items():
-        print(f"| {name} | " + " | ".join(mean_and_error(kinds[kind]) for kind in solvers) + " |")
+        print(f"| {name} | " + " | ".join(map(mean_and_error, [*kinds.values(), detail[name]])) + " |")
+
+
+def detail_power(fmap: Tensor) -> Tensor:
+    """Of what the mean of 3 x 3 patches leaves of a map [h, w, C]."""
+    channels = fmap.permute(2, 0, 1)
+    return (channels - F.avg_pool2d(channels, 3, stride=1, padding=1, count_include_pad=False)).square().sum()
 
 
 def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from helpers import TINY, full_disk, same_weights, size_of
 from PIL import Image
 from test_store import fitter, photos
@@ -95,6 +96,14 @@ def teacher(**options: Any) -> Any:
     return model.eval()
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one precision for the whole process: a test of another one starts and ends without."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
 class TestMethod:
     def test_losses(self) -> None:
         predicted, target = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 4, 5, dtype=torch.float64)
@@ -164,6 +173,19 @@ class TestMethod:
         for key, value in trainer.module.vit.state_dict().items():
             torch.testing.assert_close(value, student.state_dict()[key], rtol=1e-8, atol=1e-11)
         assert not torch.equal(student.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+
+    @pytest.mark.usefixtures("fresh_accelerate")
+    def test_a_teacher_runs_in_the_precision_of_the_run(self, tmp_path: Path) -> None:
+        config = TrainConfig(steps=1, batch_size=2, precision="bf16", workers=0, held_out=1)
+        stage = DistillStage(teacher(), photos(tmp_path / "photos", 3))
+        seen = []
+        for linear in (stage.teacher.blocks[0].mlp.fc1, stage.teacher.denoiser.denoiser.mlp.fc1):
+            linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        (tmp_path / "run").mkdir()
+        trainer = Trainer(stage, config, tmp_path / "run", make_accelerator(config, "cpu"))
+        trainer.train()
+        assert len(seen) == 4 and set(seen) == {torch.bfloat16}  # of a step, and of what is held out
+        assert {part.dtype for part in trainer.unseen()[0]} == {torch.float32}
 
 
 class Forward(nn.Module):

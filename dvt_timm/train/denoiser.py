@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoints import plain_model, save_head
 from ..files import CommandError
@@ -68,7 +67,7 @@ class DenoiserStage:
 
     def batch(self, sample: Sample) -> Batch:
         """Of pairs (raw, clean) [B, h, w, C]."""
-        raw, clean = (_at_least_float32(part) for part in sample)
+        raw, clean = sample
         return Batch(raw, raw, clean)
 
     def save(self, module: Any, folder: Path) -> None:
@@ -97,6 +96,3 @@ def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> No
 def _digest(pairs: FeatureStore | OnlinePairs) -> str:
     return digest_of([e.sha256 for e in pairs.entries] if isinstance(pairs, FeatureStore) else pairs.paths)
 
-
-def _at_least_float32(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

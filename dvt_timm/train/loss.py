@@ -29,6 +29,10 @@ def feature_losses(predicted: Tensor, target: Tensor) -> Losses:  # [B, h, w, C]
     """
     if predicted.shape != target.shape:
         raise ValueError(f"predicted and target features differ in shape: {[*predicted.shape]} and {[*target.shape]}")
-    dtype = torch.promote_types(predicted.dtype, torch.float32)
-    predicted, target = predicted.to(dtype), target.to(dtype)
+    predicted, target = at_least_float32(predicted), at_least_float32(target)
     return Losses(mse_loss(predicted, target), 1 - cosine_similarity(predicted, target, dim=-1).mean())
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Half precision in float32, anything else as it is."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -95,4 +95,3 @@ def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> No
 
 def _digest(pairs: FeatureStore | OnlinePairs) -> str:
     return digest_of([e.sha256 for e in pairs.entries] if isinstance(pairs, FeatureStore) else pairs.paths)
-

@@ -149,7 +149,8 @@ def _finish(trainer: Trainer) -> None:
 def _results(trainer: Trainer) -> dict[str, float]:
     """The best weights' scores on the held-out samples, and those of the features without a denoiser."""
     pairs = trainer.unseen()
-    before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
+    raw, target = ([getattr(pair, part)[0] for pair in pairs] for part in ("raw", "target"))
+    before = evaluate(raw, target, trainer.config.detail_weight)
     scores = {name: score for name, score in trainer.best.items() if name != "step"}
     scores |= {f"{name}, raw features": score for name, score in before.items()}
     return {name: round(score, DIGITS) for name, score in scores.items()}

@@ -103,7 +103,10 @@ def _add_train(commands: Any) -> None:
         "--validation", type=Path, metavar="STORE", help="measure on these pairs, rather than hold some out"
     )
     parser.add_argument("--base", metavar="NAME", help="timm name of the backbone (default: the store's)")
-    parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of the head (default: 1)")
+    parser.add_argument(
+        "--initial-head", metavar="HEAD", help="go on from its weights: folder, file or hf-hub:user/repo (default: new)"
+    )
+    parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of a new head (default: 1)")
     _add_run(parser, ("released", "paper", "quick"))
     _add_decomposition(parser)
     parser.set_defaults(run=lambda arguments: _train(parser, arguments), expected=CommandError)
@@ -171,6 +174,8 @@ def _train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
         raise CommandError(f"{options} would not matter: a store has its features; give them to `dvt-timm fit`")
     if arguments.validation and arguments.held_out:
         raise CommandError("--validation takes the place of --held-out; leave one of them out")
+    if arguments.initial_head and arguments.num_blocks != parser.get_default("num_blocks"):
+        raise CommandError("--num-blocks is of a new head; --initial-head has its own")
     return train_command.run_train(arguments)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from . import extract, fit_command
+from .checkpoints import load_head
 from .console import quiet_hub
 from .files import CommandError
+from .head import DenoiserHead
 from .images import ImageError
 from .offline import FeatureStore, open_store
 from .train import OnlinePairs, TrainConfig, distill, make_accelerator, train_denoiser
@@ -72,11 +74,19 @@ def _train(
         accelerator=accelerator,
         progress=True,
         validation=None if arguments.validation is None else open_store(arguments.validation),
+        initial=_initial_head(arguments.initial_head),
         num_blocks=arguments.num_blocks,
     )
     _say_result(
         arguments.out, accelerator, f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r})"
     )
+
+
+def _initial_head(source: str | None) -> DenoiserHead | None:
+    try:
+        return None if source is None else load_head(source)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot load --initial-head {source}: {error}") from error
 
 
 def _distil(arguments: argparse.Namespace) -> None:

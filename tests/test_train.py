@@ -21,7 +21,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
-from helpers import TINY, full_disk, same_weights, size_of
+from helpers import TINY, full_disk, random_head, same_weights, size_of
 from PIL import Image
 from test_store import fitter, photos
 from timm.models.eva import Eva
@@ -482,6 +482,21 @@ class TestResults:
             assert torch.equal(batch.raw[0], raw)
             assert torch.equal(batch.target[0], clean)
 
+    def test_from_the_weights_of_a_head(self, store: FeatureStore, tmp_path: Path) -> None:
+        initial = random_head(DIM, (5, 3))
+        before = {name: value.clone() for name, value in initial.state_dict().items()}
+        config = replace(SHORT, steps=1, lr=1e-9)
+        train_denoiser(store, TINY, tmp_path / "run", config, initial=initial)
+        trained = dvt_timm.load_head(tmp_path / "run/last")
+        assert trained.grid_size == (5, 3)
+        for name, value in trained.state_dict().items():
+            torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
+        train_denoiser(store, TINY, tmp_path / "on", SHORT, initial=initial)
+        assert not same_weights(dvt_timm.load_head(tmp_path / "on/last"), initial)
+        assert equal(initial.state_dict(), before)
+        with pytest.raises(CommandError, match="initial_head_sha256"):
+            train_denoiser(store, TINY, tmp_path / "on", SHORT, initial=random_head(DIM, (5, 3), seed=2))
+
     def test_pictures_of_the_same_images(self, tmp_path: Path) -> None:
         paths = photos(tmp_path / "photos", 6)
         run = tmp_path / "run"
@@ -689,6 +704,10 @@ class TestErrors:
         with pytest.raises(ValueError, match="timm knows no model"):
             train_denoiser(early, "nothing", tmp_path / "run", SHORT)
         assert not (tmp_path / "run").exists()
+
+    def test_an_initial_head_of_another_width(self, store: FeatureStore, tmp_path: Path) -> None:
+        with pytest.raises(CommandError, match=r"the initial head is 128 channels wide, .* has 64"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT, initial=random_head(128))
 
     def test_a_shard_that_is_gone(self, store: FeatureStore, tmp_path: Path) -> None:
         stage = DenoiserStage(store, TINY)

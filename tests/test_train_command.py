@@ -45,6 +45,17 @@ def test_from_photos_to_a_model(run: Callable[..., int], capsys: pytest.CaptureF
     assert json.loads(Path("plain/train.json").read_text())["stage"] == 3
 
 
+def test_it_goes_on_from_a_head(run: Callable[..., int]) -> None:
+    head = random_head(64, (3, 5))
+    dvt_timm.save_head(head, "head", base=TINY)
+    train = ["train", "--online", "photos", "--base", TINY, *FEW, *SHORT, "--lr", "1e-9"]
+    assert run(*train, "--initial-head", "head", "--out", "run") == 0
+    trained = dvt_timm.load_head("run/last")
+    assert trained.config == head.config
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, head.state_dict()[name], rtol=0, atol=1e-4)
+
+
 def test_what_training_leaves_is_pushed(run: Callable[..., int], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert run("train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT) == 0
@@ -125,6 +136,11 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         (
             [*train, "--store", "s", "--validation", "v", "--held-out", "8"],
             "--validation takes the place of --held-out",
+        ),
+        ([*train, "--store", "s", "--initial-head", "head", "--num-blocks", "2"], "--num-blocks is of a new head"),
+        (
+            [*train, "--online", "photos", "--base", TINY, *FEW, "--initial-head", "gone"],
+            "cannot load --initial-head gone: gone not found",
         ),
         ([*distil, "--base", TINY, "--images", "photos"], "has no denoiser to learn from"),
         ([*distil, "--base", TINY, "--denoiser", "gone", "--images", "photos"], "cannot build"),

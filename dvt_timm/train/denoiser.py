@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,26 @@ from ..checkpoints import plain_model, save_head
 from ..files import CommandError
 from ..head import DenoiserHead
 from ..offline import FeatureStore
+from ..offline.run import fingerprint
 from ..registry import backbone_name
 from .data import OnlinePairs, Sample, digest_of
 from .loop import Batch
 
 
 class DenoiserStage:
-    """A new head, and the pairs (raw, clean) that it learns from.
+    """A head, and the pairs (raw, clean) that it learns from.
 
     Args:
         samples: a store, or pairs solved on the fly.
         base: timm name of the backbone whose features they are.
         validation: pairs of other images to measure on; by default some of `samples` are held out.
-        num_blocks: of the head.
-        seed: of the initial weights.
+        initial: a head to start from, which is left as it is; by default a new one.
+        num_blocks: of a new head.
+        seed: of its weights.
 
     Raises:
-        CommandError: if there are no samples, or they are of another backbone or another block than the last.
+        CommandError: if there are no samples, or they are of another backbone or another block than the last, or
+            the initial head is of another width.
         ValueError: if timm knows no ViT `base`.
     """
 
@@ -37,6 +41,7 @@ class DenoiserStage:
         base: str,
         *,
         validation: FeatureStore | None = None,
+        initial: DenoiserHead | None = None,
         num_blocks: int = 1,
         seed: int = 0,
     ) -> None:
@@ -46,8 +51,16 @@ class DenoiserStage:
         plain = plain_model(self.base)
         for pairs in (samples,) if validation is None else (samples, validation):
             _check_pairs(pairs, self.base, plain)
-        torch.manual_seed(seed)
-        self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
+        if initial is None:
+            torch.manual_seed(seed)
+            self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
+        elif initial.dim == plain.embed_dim:
+            self.module = copy.deepcopy(initial).requires_grad_(True)
+        else:
+            raise CommandError(
+                f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; name another"
+            )
+        self._initial = None if initial is None else fingerprint(initial, skipped=())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -56,6 +69,7 @@ class DenoiserStage:
             "stage": 2,
             "base": self.base,
             "head": self.module.config,
+            "initial_head_sha256": self._initial,
             "features": self.samples.settings,
             "images": _digest(self.samples),
             "validation": None if self.validation is None else _digest(self.validation),

@@ -141,9 +141,6 @@ def _add_run(parser: Any, presets: tuple[str, ...]) -> None:
     numbers.add_argument("--lr", type=float, metavar="X", help="peak (default: 2e-4 * sqrt(batch size / 256))")
     numbers.add_argument("--warmup", type=float, metavar="X", help="share of the steps (default: 0.15)")
     numbers.add_argument("--weight-decay", type=float, metavar="X", help="(default: 1e-5)")
-    numbers.add_argument(
-        "--detail-weight", type=float, metavar="X", help="of differences between patches in the loss (default: 0)"
-    )
     numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed with float32 (default: no)")
     numbers.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     numbers.add_argument("--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4)")

@@ -47,7 +47,6 @@ from dvt_timm.train import (
 )
 from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
 from dvt_timm.train.data import Stream, batches, collate, positions, split
-from dvt_timm.train.evaluation import evaluate
 from dvt_timm.train.log import read_log
 from dvt_timm.train.loop import CHECKPOINT, Trainer
 
@@ -114,31 +113,9 @@ class TestMethod:
         torch.testing.assert_close(losses.mse, ((p - t) ** 2).mean())
         torch.testing.assert_close(losses.cosine, (1 - cosines).mean())
         torch.testing.assert_close(losses.total, losses.mse + losses.cosine)
-        assert losses.detail == 0
         assert feature_losses(predicted.half(), target.half()).mse.dtype == torch.float32
         with pytest.raises(ValueError, match="differ in shape"):
             feature_losses(predicted, target[:1])
-
-    def test_detail_is_the_error_of_differences(self) -> None:
-        predicted, target = torch.randn(2, 2, 3, 6, 5, dtype=torch.float64)
-        error = predicted - target
-        plain = feature_losses(predicted, target)
-        weighted = feature_losses(predicted, target, detail_weight=2.0)
-        assert weighted[:2] == plain[:2]
-        torch.testing.assert_close(weighted.detail, 2 * written_out_detail(error))
-        torch.testing.assert_close(weighted.total, plain.total + weighted.detail)
-        assert feature_losses(target + 3, target, 1.0).detail < 1e-24  # a level is no detail
-        single = feature_losses(predicted[:, :1, :1], target[:, :1, :1], 1.0)
-        assert single.detail == 0
-        assert single.total.isfinite()
-
-    def test_detail_is_among_the_scores_if_it_counts(self) -> None:
-        target = list(torch.randn(2, 4, 4, DIM))
-        predicted = [fmap + 0.1 * torch.randn_like(fmap) for fmap in target]
-        plain, weighted = evaluate(predicted, target), evaluate(predicted, target, detail_weight=3.0)
-        assert "detail" not in plain
-        assert weighted["detail"] == pytest.approx(3 * 2 * 0.01, rel=0.2)
-        assert weighted["loss"] == pytest.approx(plain["loss"] + weighted["detail"])
 
     def test_learning_rate(self) -> None:
         config = TrainConfig(steps=1000, batch_size=64)
@@ -155,14 +132,11 @@ class TestMethod:
         assert TRAIN_PRESETS["paper"].config(10_000, steps=7) == TrainConfig(steps=7, batch_size=64)
         assert DISTIL_PRESETS["paper"].config(1_281_167).steps == 5 * 1_281_167 // 512
 
-    @pytest.mark.parametrize("detail_weight", [0.0, 0.5])
-    def test_stage_2_is_what_the_method_says(self, detail_weight: float, tmp_path: Path) -> None:
+    def test_stage_2_is_what_the_method_says(self, tmp_path: Path) -> None:
         """Five steps in float64 against the method written out."""
         pairs = planted(5, torch.float64)
         store = store_of(tmp_path / "store", pairs)
-        config = TrainConfig(
-            steps=5, batch_size=4, workers=0, held_out=1, weight_decay=0.1, detail_weight=detail_weight
-        )
+        config = TrainConfig(steps=5, batch_size=4, workers=0, held_out=1, weight_decay=0.1)
         stage = DenoiserStage(store, TINY)
         stage.module.double()
         (tmp_path / "run").mkdir()
@@ -255,8 +229,6 @@ def restated(
         predicted = module(inputs)
         cosine = (predicted * target).sum(-1) / (predicted.norm(dim=-1) * target.norm(dim=-1))
         loss = (predicted - target).pow(2).mean() + (1 - cosine).mean()
-        if config.detail_weight:
-            loss = loss + config.detail_weight * written_out_detail(predicted - target)
         gradients = torch.autograd.grad(loss, parameters)
         progress = (step - warm_up) / (config.steps - warm_up)
         cosine_rate = 1e-6 + (peak - 1e-6) * (1 + math.cos(math.pi * progress)) / 2
@@ -270,17 +242,6 @@ def restated(
                 p.sub_(rate * hat[0] / (hat[1].sqrt() + 1e-8))
         losses.append(loss.item())
     return losses
-
-
-def written_out_detail(error: Tensor) -> Tensor:
-    """Mean square of differences between patches 1, 2 and 4 apart, the mean over distances and directions."""
-    squares = []
-    for distance in (1, 2, 4):
-        if distance < error.shape[1]:
-            squares.append((error[:, distance:] - error[:, :-distance]).pow(2).mean())
-        if distance < error.shape[2]:
-            squares.append((error[:, :, distance:] - error[:, :, :-distance]).pow(2).mean())
-    return sum(squares, torch.zeros_like(error[0, 0, 0, 0])) / len(squares)
 
 
 class TestDividing:
@@ -790,8 +751,6 @@ class TestErrors:
             ({"lr": math.nan}, "lr must be positive"),
             ({"warmup": 1.0}, "0 <= warmup < 1"),
             ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
-            ({"detail_weight": -1.0}, "detail_weight must be at least 0"),
-            ({"detail_weight": math.inf}, "detail_weight must be at least 0"),
             ({"precision": "int8"}, "precision must be one of"),
             ({"workers": -1}, "workers must be at least 0"),
             ({"held_out": 0}, "held_out must be at least 1"),

@@ -105,12 +105,10 @@ def test_presets_and_numbers() -> None:
     assert config("--preset", "quick", "--lr", "1e-3") == TrainConfig(steps=2000, batch_size=8, lr=1e-3)
     given = ["--accumulation", "2", "--warmup", "0", "--weight-decay", "0", "--precision", "bf16", "--seed", "3"]
     given += ["--workers", "0", "--held-out", "7", "--eval-every", "9", "--checkpoint-every", "8"]
-    given += ["--detail-weight", "2.5"]
     assert config(*given) == TrainConfig(
         accumulation=2,
         warmup=0,
         weight_decay=0,
-        detail_weight=2.5,
         precision="bf16",
         seed=3,
         workers=0,

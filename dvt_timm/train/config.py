@@ -28,7 +28,6 @@ class TrainConfig:
         lr: peak of the learning rate; None for 2e-4 * sqrt(batch_size / 256).
         warmup: share of the steps over which the learning rate rises, 0 <= warmup < 1.
         weight_decay: of AdamW.
-        detail_weight: of the term of the loss that removes fine lines sooner (`feature_losses`); as released 0.
         precision: of forward and backward passes; weights and loss are float32.
         seed: of initial weights, order of samples, flips.
         workers: threads of each process that read samples ahead, each a batch; 0 for none.
@@ -45,7 +44,6 @@ class TrainConfig:
     lr: float | None = None
     warmup: float = 0.15
     weight_decay: float = 1e-5
-    detail_weight: float = 0.0
     precision: Precision = "no"
     seed: int = 0
     workers: int = 4
@@ -63,9 +61,8 @@ class TrainConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, 0 <= warmup < 1, got {self.warmup}")
-        for name in ("weight_decay", "detail_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
         if self.workers < 0:

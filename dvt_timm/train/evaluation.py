@@ -8,30 +8,28 @@ import torch
 from torch import Tensor
 
 from ..evaluate import position_leakage
-from .loss import Losses, feature_losses
+from .loss import feature_losses
 
 Evaluation = dict[str, float]
 FEWEST_MAPS = 4  # that leakage is measured on
 
 
-def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor], detail_weight: float = 0.0) -> Evaluation:
+def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Evaluation:
     """Distance to the targets, and position that is left.
 
     Args:
         predicted: maps [h, w, C] of any grids, on the CPU.
         target: maps without artifacts.
-        detail_weight: of the training loss.
 
     Returns:
-        "loss", "mse", "cosine", and "detail" if it has a weight: the training loss and its terms, the mean over maps;
+        "loss", "mse" and "cosine": the training loss and its terms, the mean over maps;
         "error": squared error over the variance of the targets' patches;
         "leakage x", "leakage y", "leakage |x|", "leakage |y|": R2 of a linear probe of position fitted on the first
         half of the predicted maps and tested on the others; only if there are four maps or more.
     """
-    losses = [feature_losses(p[None], t[None], detail_weight) for p, t in zip(predicted, target, strict=True)]
-    terms = Losses._fields if detail_weight else ("mse", "cosine")
-    means = {term: torch.stack([getattr(each, term) for each in losses]).mean().item() for term in terms}
-    scores = {"loss": sum(means.values()), **means, "error": _relative_error(predicted, target)}
+    losses = [feature_losses(p[None], t[None]) for p, t in zip(predicted, target, strict=True)]
+    means = {term: torch.stack([getattr(each, term) for each in losses]).mean().item() for term in ("mse", "cosine")}
+    scores = {"loss": means["mse"] + means["cosine"], **means, "error": _relative_error(predicted, target)}
     if len(predicted) >= FEWEST_MAPS:
         half = len(predicted) // 2
         leakage = position_leakage(predicted[:half], predicted[half:])

@@ -26,7 +26,7 @@ from .config import BETAS, TrainConfig
 from .data import Sample, Samples, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
-from .loss import Losses, at_least_float32, feature_losses
+from .loss import at_least_float32, feature_losses
 from .watch import Clock, Signals
 
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
@@ -177,7 +177,7 @@ class Trainer:
                 sample = _next(coming)
             batch = self._batch(sample)
             with self.accelerator.accumulate(self.model):
-                losses = feature_losses(self.model(batch.inputs), batch.target, self.config.detail_weight)
+                losses = feature_losses(self.model(batch.inputs), batch.target)
                 self.accelerator.backward(losses.total)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -196,12 +196,13 @@ class Trainer:
         """What the log says of the last steps, and whether any process is to stop."""
         seconds, waiting, samples, losses = self._clock.lap()
         shared = torch.cat([losses, losses.new_tensor([stop])])
-        *terms, stop_share = self.accelerator.reduce(shared, "mean").tolist()
-        if not math.isfinite(sum(terms)):
+        mse, cosine, stop_share = self.accelerator.reduce(shared, "mean").tolist()
+        if not math.isfinite(mse + cosine):
             raise CommandError(f"the loss is not finite at step {self.step} or shortly before; {NOT_FINITE}")
         numbers = {
-            "loss": sum(terms),
-            **dict(zip(Losses._fields, terms, strict=True)),
+            "loss": mse + cosine,
+            "mse": mse,
+            "cosine": cosine,
             "lr": self.config.rate(self.step - 1),
             "samples/s": samples * self.accelerator.num_processes / seconds,
             "waiting": waiting / seconds,
@@ -212,7 +213,7 @@ class Trainer:
         """Measure held-out samples, draw some, and keep the weights if they are the best so far."""
         if self.accelerator.is_main_process:
             predicted = self._predicted()
-            scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()], self.config.detail_weight)
+            scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()])
             log.write(self.step, "held out", scores)
             self._draw(predicted)
             if scores["loss"] < self.best.get("loss", math.inf):

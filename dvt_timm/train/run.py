@@ -149,8 +149,7 @@ def _finish(trainer: Trainer) -> None:
 def _results(trainer: Trainer) -> dict[str, float]:
     """The best weights' scores on the held-out samples, and those of the features without a denoiser."""
     pairs = trainer.unseen()
-    raw, target = ([getattr(pair, part)[0] for pair in pairs] for part in ("raw", "target"))
-    before = evaluate(raw, target, trainer.config.detail_weight)
+    before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
     scores = {name: score for name, score in trainer.best.items() if name != "step"}
     scores |= {f"{name}, raw features": score for name, score in before.items()}
     return {name: round(score, DIGITS) for name, score in scores.items()}

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loss import Losses
-
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,7 +24,7 @@ class Clock:
 
     def _restart(self) -> None:
         self._start, self._waiting, self._samples, self._batches = time.perf_counter(), 0.0, 0, 0
-        self._losses = torch.zeros(len(Losses._fields), device=self._device)
+        self._losses = torch.zeros(2, device=self._device)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -36,13 +34,13 @@ class Clock:
         self._waiting += time.perf_counter() - start
 
     def add(self, samples: int, losses: Tensor) -> None:
-        """One batch; losses: [3], as `Losses`."""
+        """One batch; losses: [2] mse and cosine."""
         self._samples += samples
         self._batches += 1
         self._losses += losses
 
     def lap(self) -> tuple[float, float, int, Tensor]:
-        """(seconds, those spent waiting, samples, mean losses [3]) since the last one."""
+        """(seconds, those spent waiting, samples, mean losses [2]) since the last one."""
         losses = self._losses / self._batches
         values = (time.perf_counter() - self._start, self._waiting, self._samples, losses)
         self._restart()

@@ -172,7 +172,7 @@ def _train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
     if arguments.validation and arguments.held_out:
         raise CommandError("--validation takes the place of --held-out; leave one of them out")
     if arguments.initial_head and arguments.num_blocks != parser.get_default("num_blocks"):
-        raise CommandError("--num-blocks is of a new head; --initial-head has its own")
+        raise CommandError("--num-blocks is of a new head, and --initial-head has its own; leave one of them out")
     return train_command.run_train(arguments)
 
 

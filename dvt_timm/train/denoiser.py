@@ -16,6 +16,7 @@ from ..offline.run import fingerprint
 from ..registry import backbone_name
 from .data import OnlinePairs, Sample, digest_of
 from .loop import Batch
+from .loss import at_least_float32
 
 
 class DenoiserStage:
@@ -81,7 +82,7 @@ class DenoiserStage:
 
     def batch(self, sample: Sample) -> Batch:
         """Of pairs (raw, clean) [B, h, w, C]."""
-        raw, clean = sample
+        raw, clean = map(at_least_float32, sample)
         return Batch(raw, raw, clean)
 
     def save(self, module: Any, folder: Path) -> None:

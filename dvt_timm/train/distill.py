@@ -18,6 +18,7 @@ from ..registry import backbone_name
 from ..saved import save_model
 from .data import Images, Sample, digest_of
 from .loop import Batch
+from .loss import at_least_float32
 
 DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
 LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # of a classifier, which patch features do not reach
@@ -93,7 +94,7 @@ class DistillStage:
     def batch(self, sample: Sample) -> Batch:
         """Of images [B, 3, H, W]."""
         raw = plain_intermediates(self.teacher, sample, -1).permute(0, 2, 3, 1)
-        return Batch(sample, raw, self.teacher.denoiser(raw))
+        return Batch(sample, at_least_float32(raw), at_least_float32(self.teacher.denoiser(raw)))
 
     def save(self, module: Any, folder: Path) -> None:
         """As `save_model`."""

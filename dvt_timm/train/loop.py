@@ -26,7 +26,7 @@ from .config import BETAS, TrainConfig
 from .data import Sample, Samples, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
-from .loss import at_least_float32, feature_losses
+from .loss import feature_losses
 from .watch import Clock, Signals
 
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
@@ -186,8 +186,7 @@ class Trainer:
 
     def _batch(self, sample: Sample) -> Batch:
         with self.accelerator.autocast():
-            batch = self.stage.batch(_moved(sample, self.accelerator.device))
-        return Batch(*map(at_least_float32, batch))
+            return self.stage.batch(_moved(sample, self.accelerator.device))
 
     def _due(self, *every: int) -> bool:
         return self.step == self.config.steps or any(self.step % steps == 0 for steps in every)

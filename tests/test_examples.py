@@ -149,3 +149,24 @@ def test_random_windows(tmp_path: Path) -> None:
     assert all(0.5 * 90 <= window.width <= 0.9 * 90 for window in windows.values())
     assert all(abs(window.width / window.height - 1.5) < 0.1 for window in windows.values())
     assert {p.name: p.read_bytes() for p in second.iterdir()} == {p.name: p.read_bytes() for p in first.iterdir()}
+
+
+@pytest.mark.slow
+def test_plain_windows(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    values[:, 40:] = 128
+    Image.fromarray(values).save(tmp_path / "photos/a.png")
+    run(
+        "examples/random_windows.py",
+        str(tmp_path / "photos"),
+        "--count",
+        "3",
+        "--plain",
+        "--out",
+        str(tmp_path / "plain"),
+    )
+    windows = [Image.open(path).convert("L") for path in sorted((tmp_path / "plain").iterdir())]
+    assert len(windows) == 3
+    assert all(0.15 * 90 - 1 <= window.width <= 0.4 * 90 + 1 for window in windows)
+    assert all(np.asarray(window, dtype=float).std() < 5 for window in windows)  # of the half without noise

@@ -169,6 +169,35 @@ def test_prepared_once_for_many_images() -> None:
         prepared.fit(Views(views.features[:5], xy[:5]))
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_view_left_out_is_as_if_it_had_never_been_there(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not dense:
+        monkeypatch.setattr(normal_equations, "DENSE_NODES", 10)
+        monkeypatch.setattr(normal_equations, "TOLERANCE", 1e-10)
+    views, *_ = planted(places(6, "jitter"), noise=0.3)
+    prepared = LeastSquaresSolver().prepare(views.xy)
+    solution = prepared.fit(views)
+    for left in range(7):
+        rest = [i for i in range(7) if i != left]
+        alone = LeastSquaresSolver().fit(Views(views.features[rest], views.xy[rest])).semantics_at(views.xy[left])
+        found = prepared.semantics_without(left, views.features[left], solution)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-6)
+        assert (solution.semantics_at(views.xy[left]) - alone).abs().mean() > 0.01
+
+
+def test_what_cannot_be_left_out_is_refused() -> None:
+    views, *_ = planted(places(2))
+    prepared = LeastSquaresSolver().prepare(views.xy)
+    solution = prepared.fit(views)
+    for view in (-1, 3):
+        with pytest.raises(ValueError, match=rf"view must be 0\.\.2, got {view}"):
+            prepared.semantics_without(view, views.features[0], solution)
+    views, *_ = planted(places(1))
+    prepared = LeastSquaresSolver().prepare(views.xy)
+    with pytest.raises(ValueError, match="to leave one of 2 views out leaves nothing to compare"):
+        prepared.semantics_without(0, views.features[0], prepared.fit(views))
+
+
 def test_the_gauge_is_the_level_of_all_views() -> None:
     """A constant of any view, the whole image or another, belongs to F by its share, and not to G."""
     views, _, _ = planted(places(12), noise=0.3)

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dvt_timm.files import CommandError, sha256_of
-from dvt_timm.offline import ImageFitter, LeastSquaresSolver, fit_store, open_store, sample_views, store
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, Views, fit_store, open_store, sample_views, store
 from dvt_timm.offline.solution import collect
 
 KILLS = 5
@@ -74,7 +74,7 @@ def test_a_store_holds_what_fit_image_gives(tmp_path: Path) -> None:
     assert list((tmp_path / "store/pending").iterdir()) == []
 
 
-def test_view_pairs_are_views_and_the_semantics_where_their_patches_lie(tmp_path: Path) -> None:
+def test_view_pairs_are_views_and_what_the_others_have_where_their_patches_lie(tmp_path: Path) -> None:
     paths, fit = photos(tmp_path / "photos"), fitter(num_views=9, view_pairs=4)
     fit_store(fit, paths, tmp_path / "store", shard_bytes=1)
     opened = open_store(tmp_path / "store")
@@ -82,20 +82,29 @@ def test_view_pairs_are_views_and_the_semantics_where_their_patches_lie(tmp_path
     assert opened.num_pairs == 5
     drawn = set()
     for i, path in enumerate(paths):
-        solution = fit(path)
         views = collect(sample_views(fit.model, path, num_views=9, size=64, batch_size=4))
-        expected = list(zip(views.features, solution.semantics_at(views.xy), strict=True))[:-1]
-        assert torch.equal(opened.pair(i, 0)[0], solution.raw)
-        assert torch.equal(opened.pair(i, 0)[1], solution.semantics)
-        found = [
-            next(v for v, (raw, clean) in enumerate(expected) if torch.equal(raw, a) and torch.equal(clean, b))
-            for a, b in (opened.pair(i, k) for k in range(1, 5))
-        ]
-        assert found == sorted(set(found))
+        raw, clean = (torch.stack(parts) for parts in zip(*(opened.pair(i, k) for k in range(5)), strict=True))
+        found = [next(v for v in range(10) if torch.equal(views.features[v], y)) for y in raw]
+        assert found == [9, *sorted(set(found[1:]))]  # the whole image and four others
         drawn.add(tuple(found))
+        for left, target in zip(found, clean, strict=True):
+            rest = [v for v in range(10) if v != left]
+            others = LeastSquaresSolver().fit(Views(views.features[rest], views.xy[rest]))
+            torch.testing.assert_close(target, others.semantics_at(views.xy[left]), rtol=0, atol=1e-4)
+        assert torch.equal(opened.raw(i), raw[0])
+        assert torch.equal(opened.clean(i), fit(path).semantics)
     assert len(drawn) > 1  # each image has its own
     with pytest.raises(CommandError, match="view_pairs is 4, not 3"):
         fit_store(fitter(num_views=9, view_pairs=3), paths, tmp_path / "store")
+
+
+def test_view_pairs_of_other_solvers_have_the_semantics_of_all_views(tmp_path: Path) -> None:
+    (path,) = photos(tmp_path, 1)
+    fit = ImageFitter(fitter().model, LeastSquaresSolver(smoothness="auto"), num_views=9, size=64, view_pairs=2)
+    solution, pairs = fit.with_pairs(path, seed=0)
+    assert torch.equal(pairs.raw[0], solution.raw)
+    assert torch.equal(pairs.clean[0], solution.semantics)
+    assert pairs.raw.shape == pairs.clean.shape == (3, 4, 4, 64)
 
 
 def test_without_view_pairs_an_image_is_one_pair(tmp_path: Path) -> None:
@@ -106,6 +115,14 @@ def test_without_view_pairs_an_image_is_one_pair(tmp_path: Path) -> None:
     for k in (-1, 1):
         with pytest.raises(IndexError, match=rf"pair must be 0\.\.0, got {k}; --view-pairs"):
             opened.pair(0, k)
+
+
+def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
+    fit_store(fitter(), photos(tmp_path / "photos", 1), tmp_path / "store")
+    settings = json.loads((tmp_path / "store/store.json").read_text())
+    (tmp_path / "store/store.json").write_text(json.dumps({**settings, "format": 1}))
+    with pytest.raises(ValueError, match="is a store of format 1, and this version reads 2; fit it again"):
+        open_store(tmp_path / "store")
 
 
 def test_shards_are_closed_by_size(tmp_path: Path) -> None:

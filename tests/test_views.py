@@ -263,6 +263,8 @@ def test_what_cannot_be_viewed() -> None:
         ImageFitter(model, LeastSquaresSolver(smoothness="auto"), num_views=5)
     with pytest.raises(ValueError, match=r"view_pairs must be 0\.\.5, the views sampled, got 6"):
         ImageFitter(model, num_views=5, view_pairs=6)
+    with pytest.raises(ValueError, match="with view_pairs sample at least 2 views"):
+        ImageFitter(model, num_views=1, view_pairs=1)
     with pytest.raises(TypeError, match="got an unexpected keyword argument"):
         ImageFitter(model, views=3)
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224").eval()

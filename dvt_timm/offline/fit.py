@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints import uncompiled
 from .least_squares import LeastSquaresSolver, PreparedSolver
-from .solution import Decomposition, Views
+from .solution import Decomposition, Views, collect
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
 
 PREPARED = 4  # factorised systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each
@@ -29,10 +29,10 @@ class Solver(Protocol):
 
 
 class ViewPairs(NamedTuple):
-    """What a head can learn from views: [N, h, w, C] both."""
+    """What a head can learn from an image and N of its views: [1 + N, h, w, C] both, the whole image first."""
 
-    raw: Tensor  # features of the views
-    clean: Tensor  # the image's semantics where their patches lie
+    raw: Tensor  # features
+    clean: Tensor  # the semantics where their patches lie
 
 
 class ImageFitter:
@@ -41,7 +41,7 @@ class ImageFitter:
     Args:
         model: as in `sample_views`.
         solver: `LeastSquaresSolver()` by default.
-        view_pairs: of each image's views, those that `with_pairs` gives.
+        view_pairs: of each image's views, those that `with_pairs` gives besides the whole image.
         views: further arguments of `sample_views`.
 
     Raises:
@@ -60,6 +60,8 @@ class ImageFitter:
             self.solver.check_num_views(self.settings["num_views"] + 1)
         if not 0 <= view_pairs <= self.settings["num_views"]:
             raise ValueError(f"view_pairs must be 0..{self.settings['num_views']}, the views sampled, got {view_pairs}")
+        if view_pairs and self.settings["num_views"] < 2:
+            raise ValueError("the target of a view comes from the others; with view_pairs sample at least 2 views")
         self._prepared: OrderedDict[tuple[int, int], PreparedSolver] = OrderedDict()
 
     @property
@@ -77,29 +79,42 @@ class ImageFitter:
     def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
         """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""
         stream = sample_views(self.model, image, **self.views)
-        return self._solve(stream, stream)
+        return self._solver(stream).fit(stream)
 
     def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
-        """Decompose an image, and give pairs to train on of `view_pairs` of its views, drawn with a seed."""
+        """Decompose an image, and give the pairs to train on: of itself, and of `view_pairs` views drawn with a seed.
+
+        The closed form leaves a view out of its own target (`PreparedSolver.semantics_without`): it would bring a part
+        of its artifacts along. Other solvers, and `smoothness="auto"`, take the semantics as they are, and so does an
+        image alone (`view_pairs=0`).
+        """
+        if not self.view_pairs:
+            solution = self(image)
+            return solution, ViewPairs(solution.raw[None], solution.semantics[None])
         stream = sample_views(self.model, image, **self.views)
-        drawn = np.random.default_rng(seed).choice(stream.num_views - 1, self.view_pairs, replace=False)
+        whole = stream.num_views - 1
+        drawn = np.random.default_rng(seed).choice(whole, self.view_pairs, replace=False)
+        wanted = [*sorted(drawn.tolist()), whole]
         kept: list[Views] = []
-        solution = self._solve(stream, _keeping(stream, sorted(drawn.tolist()), kept))
-        nothing = solution.raw.new_empty(0, *solution.raw.shape)
-        raw = torch.cat([nothing, *(views.features for views in kept)])
-        clean = torch.cat([nothing, *(solution.semantics_at(views.xy) for views in kept)])
-        return solution, ViewPairs(raw, clean)
+        solver = self._solver(stream)
+        solution = solver.fit(_keeping(stream, wanted, kept))
+        views = collect(kept)
+        if isinstance(solver, PreparedSolver):
+            clean = torch.stack(
+                [solver.semantics_without(i, raw, solution) for i, raw in zip(wanted, views.features, strict=True)]
+            )
+        else:
+            clean = solution.semantics_at(views.xy)
+        return solution, ViewPairs(views.features.roll(1, dims=0), clean.roll(1, dims=0))
 
-    def _solve(self, stream: ViewStream, views: Iterable[Views]) -> Decomposition:
-        if isinstance(self.solver, LeastSquaresSolver) and self.solver.smoothness != "auto":
-            return self._prepare(self.solver, stream).fit(views)
-        return self.solver.fit(views)
-
-    def _prepare(self, solver: LeastSquaresSolver, stream: ViewStream) -> PreparedSolver:
+    def _solver(self, stream: ViewStream) -> Solver:
+        """The one to use, prepared for these views if it can be."""
+        if not isinstance(self.solver, LeastSquaresSolver) or self.solver.smoothness == "auto":
+            return self.solver
         if stream.size not in self._prepared:
             while len(self._prepared) >= PREPARED:
                 self._prepared.popitem(last=False)
-            self._prepared[stream.size] = solver.prepare(stream.xy)
+            self._prepared[stream.size] = self.solver.prepare(stream.xy)
         self._prepared.move_to_end(stream.size)
         return self._prepared[stream.size]
 

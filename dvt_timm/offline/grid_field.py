@@ -36,6 +36,10 @@ class Basis:
         """The same with weights of another dtype."""
         return replace(self, weight=self.weight.to(dtype))
 
+    def dense(self) -> Tensor:
+        """B, [N, K]."""
+        return self.weight.new_zeros(len(self.index), self.num_nodes).scatter_add_(1, self.index, self.weight)
+
     def squared(self) -> Basis:
         """The matrix of squared weights."""
         return replace(self, weight=self.weight.square())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .grid_field import Basis, GridField
-from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorised
+from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorised, left_out
 from .solution import Decomposition, Views, collect, unexplained
 
 CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of smoothness="auto"
@@ -86,6 +86,7 @@ class PreparedSolver:
     layout: Layout
     smoothness: float
     solve: Solve
+    _left_out: dict[int, Tensor] = field(default_factory=dict, repr=False)  # [P, P] for views that were asked for
 
     @torch.no_grad()
     def fit(self, views: Iterable[Views]) -> Decomposition:
@@ -98,6 +99,37 @@ class PreparedSolver:
             ValueError: if they lie elsewhere, their grids differ, or a feature is not finite.
         """
         return self._finish(_add_up(views, self.layout.nodes))
+
+    @torch.no_grad()
+    def semantics_without(self, view: int, features: Tensor, solution: Decomposition) -> Tensor:
+        """F as all views but one have it, at the places of that one's patches: what a head can learn to predict.
+
+        Exactly what a fit without the view gives, for one product with a [P, P] matrix, which is made when a view is
+        first left out and kept.
+
+        Args:
+            view: its index.
+            features: [h, w, C], its features.
+            solution: what `fit` made of all views.
+
+        Returns:
+            [h, w, C].
+
+        Raises:
+            ValueError: if fewer than two views remain, or there is no such view.
+        """
+        V = len(self.layout.xy)
+        if V < 3:
+            raise ValueError(f"to leave one of {V} views out leaves nothing to compare; sample more")
+        if not 0 <= view < V:
+            raise ValueError(f"view must be 0..{V - 1}, got {view}")
+        if view not in self._left_out:
+            self._left_out[view] = left_out(self.layout, self.solve, view)
+        semantics = solution.semantics_at(self.layout.xy[view]).reshape(features.shape)
+        rest = features - semantics - solution.artifact
+        offset = rest.mean(dim=(0, 1))
+        change = self._left_out[view].to(features.dtype) @ (rest - offset).flatten(0, 1)
+        return semantics - offset / (V - 1) - change.reshape(features.shape)
 
     def _finish(self, sums: _Sums) -> Decomposition:
         xy = sums.xy

@@ -84,6 +84,26 @@ def factorised(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Sol
     return solve
 
 
+def left_out(layout: Layout, solve: Solve, view: int) -> Tensor:
+    """What leaving a view out changes in F at the places of its patches: [P, P] times its own residuals.
+
+    To leave a view out is to give each of its patches a parameter d of its own. Those that explain it all are
+    `d = S^-1 r`, with r the residuals of the fit with it, `S = E^T Q E - R^T M^-1 R` and `R = B^T Q E`, where E picks
+    the view's rows and M is the system's matrix; F then changes by `-M^-1 R d`, and its level, the mean of the other
+    views', with it.
+    """
+    V, P = layout.xy.shape[:2]
+    rows = Basis.at(layout.xy[view], layout.nodes, torch.float64).dense()  # [P, K]
+    per_patch, per_view = (sums.to_dense() for sums in (layout.per_patch, layout.per_view))
+    total = per_view.sum(dim=0)
+    R = (rows - per_patch / V - per_view[view] / P + total / (V * P)).T
+    response = solve(R)
+    S = -(R.T @ response) + 1 / (V * P)  # which leaves open what is the same for all patches of the view
+    S.diagonal().add_(1 - 1 / V)
+    others = (total - per_view[view]) / ((V - 1) * P)
+    return torch.linalg.solve(S, (rows - others) @ response, left=False)
+
+
 def conjugate_gradients(layout: Layout, smoothness: float) -> Solve:
     """Solve without a matrix, preconditioned by the diagonal, some channels at a time.
 

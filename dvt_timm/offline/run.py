@@ -19,7 +19,7 @@ from ..files import CommandError, sha256_of
 from ..images import ImageError, check_aspect, printable, read_image
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
-from .store import SHARD_BYTES, VIEWS_CLEAN, VIEWS_RAW, StoreWriter, done_in, finish, writing
+from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, done_in, finish, writing
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
@@ -114,10 +114,10 @@ def fit_store(
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
             try:
-                picture, decomposition, views = _decompose(fitter, path, sha256)
+                picture, decomposition, pairs = _decompose(fitter, path, sha256)
                 maps = {"raw": decomposition.raw, "clean": decomposition.semantics}
                 if fitter.view_pairs:
-                    maps |= {VIEWS_RAW: views.raw, VIEWS_CLEAN: views.clean}
+                    maps |= {PAIRS_RAW: pairs.raw, PAIRS_CLEAN: pairs.clean}
                 maps = {part: _stored(path, features, half) for part, features in maps.items()}
             except ImageError as error:
                 skip(path, " ".join(str(error).split()))
@@ -136,7 +136,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     """What two runs into one store must agree on."""
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
-        "format": 1,
+        "format": FORMAT,
         "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
         "weights_sha256": fingerprint(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),

@@ -2,9 +2,9 @@
 
 A store is a folder:
 - `store.json`: the settings; a run with others is refused.
-- `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], with view pairs
-  also `<sha256>.views.raw` and `<sha256>.views.clean` [N, h, w, C]; and in the metadata, as JSON, where the images lay
-  and what the solver says of them.
+- `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], with N view pairs
+  also `<sha256>.pairs.raw` and `<sha256>.pairs.clean` [1 + N, h, w, C]; and in the metadata, as JSON, where the images
+  lay and what the solver says of them.
 - `pending/<sha256>.safetensors`: finished images that are in no shard yet, each like a shard of one.
 - `index.json`: all images and their shards, and those that were skipped; written when a run ends.
 
@@ -32,7 +32,8 @@ from ..images import printable
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
 OWN_FILES = r"store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
-VIEWS_RAW, VIEWS_CLEAN = "views.raw", "views.clean"
+PAIRS_RAW, PAIRS_CLEAN = "pairs.raw", "pairs.clean"
+FORMAT = 2
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 
 
@@ -74,15 +75,15 @@ class FeatureStore:
         return 1 + int(self.settings.get("view_pairs", 0))
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """(raw, clean) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
+        """(raw, target) to train on, of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
 
         Raises:
             IndexError: if the store has no such pair.
         """
         check_pair(k, self.num_pairs)
-        if k == 0:
+        if self.num_pairs == 1:
             return self[i]
-        return self._read(i, VIEWS_RAW, k - 1), self._read(i, VIEWS_CLEAN, k - 1)
+        return self._read(i, PAIRS_RAW, k), self._read(i, PAIRS_CLEAN, k)
 
     def raw(self, i: int) -> Tensor:
         """The model's features of image i: [h, w, C]."""
@@ -130,6 +131,10 @@ def open_store(folder: str | Path) -> FeatureStore:
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `dvt-timm fit` writes one")
     settings = read_json(folder / SETTINGS)
+    if settings.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} is a store of format {settings.get('format')}, and this version reads {FORMAT}; fit it again"
+        )
     entries = {entry.sha256: entry for entry in _entries_in(folder)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ahead import made_ahead
 from ..files import sha256_of
 from ..images import ImageError, Preprocessing, check_aspect, read_image
-from ..offline import ImageFitter
+from ..offline import Decomposition, ImageFitter, ViewPairs
 from ..offline.run import seed_of, settings_of
 from ..offline.store import check_pair
 
@@ -51,7 +51,8 @@ class OnlinePairs:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.pair(i, 0)
+        solution, _ = self._fitted(i)
+        return solution.raw.float(), solution.semantics.float()
 
     @property
     def num_pairs(self) -> int:
@@ -61,15 +62,17 @@ class OnlinePairs:
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """As `FeatureStore.pair`."""
         check_pair(k, self.num_pairs)
+        _, pairs = self._fitted(i)
+        return pairs.raw[k].float(), pairs.clean[k].float()
+
+    def _fitted(self, i: int) -> tuple[Decomposition, ViewPairs]:
         path = self.paths[i]
         image = read_image(path)
         check_aspect(path, image)
         try:
-            solution, views = self.fitter.with_pairs(image, seed_of(sha256_of(path)))
+            return self.fitter.with_pairs(image, seed_of(sha256_of(path)))
         except (RuntimeError, ValueError) as error:
             raise ImageError(f"{path}: {error}") from error
-        raw, clean = (solution.raw, solution.semantics) if k == 0 else (views.raw[k - 1], views.clean[k - 1])
-        return raw.float(), clean.float()
 
     def path(self, i: int) -> Path:
         """The image file of pair i."""

@@ -100,6 +100,9 @@ def test_heads_benchmark(tmp_path: Path) -> None:
     assert output.count("| raw |") == output.count("| demo |") == 1
     assert len(list(cache.iterdir())) == 2
     assert run(*script, "leakage", *options, "--fit", "1", "--test", "1") == output
+    output = run(*script, "passed", *options, "--count", "2")
+    assert "| raw | 1.000 ±0.000 | 1.000 ±0.000 | 1.000 ±0.000 |" in output
+    assert output.count("| F of 12 views and it |") == output.count("| demo |") == 1
     run(*script, "pictures", *options, "--count", "2", "--out", str(out))
     assert sorted(path.name for path in out.iterdir()) == ["cat.png", "puppy.png"]
 

@@ -1,6 +1,7 @@
 """Heads of the embedded DINOv2 measured side by side, on photos and frames that none of them was trained on.
 
     python examples/benchmarks/heads.py error --photos DIR --heads jitter=RUN1 crops=RUN2
+    python examples/benchmarks/heads.py passed --photos DIR --heads ...
     python examples/benchmarks/heads.py leakage --photos DIR --fit 250 --test 100 --heads ...
     python examples/benchmarks/heads.py information --photos DIR --heads ...
     python examples/benchmarks/heads.py camvid --camvid DIR --heads ...
@@ -8,6 +9,9 @@
 
 error        squared error to F over the variance of F, from 24 views of each kind; and the power of fine detail, lines
              included, over that of F from jittered views
+passed       share of raw's artifacts that is left, by their width: 1 for all, 0 for none. Two halves of the jittered
+             views, neither with the whole image, stand for F, so that their own errors cancel. F of a half and the
+             image shows what a target that holds its own view lets pass
 leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
 information  the paper's artifact measure: the largest coefficient of a channel with x and y
 camvid       mIoU of patches of random windows, six draws of them: k-NN and linear probe; every fourth patch is tested
@@ -37,12 +41,16 @@ import dvt_timm
 from dvt_timm import viz
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou
 from dvt_timm.images import read_image
+from dvt_timm.offline import Views
 
 SEEDS = range(6)
 TARGET_VIEWS = 24
 TRAIN_FRAMES, TEST_FRAMES = 60, 40
 TEST_STRIDE = 4  # patches; neighbours say the same
 NUM_PICTURES = 10
+
+Limits = tuple[int, int | None]
+BANDS: dict[str, Limits] = {"fine": (1, 3), "middle": (3, 9), "broad": (9, None)}  # as `band` takes them
 
 Maps = dict[str, Tensor]  # name -> [h, w, C]
 
@@ -84,8 +92,51 @@ def error(contenders: Contenders, arguments: argparse.Namespace) -> None:
 
 def detail_power(fmap: Tensor) -> Tensor:
     """Of what the mean of 3 x 3 patches leaves of a map [h, w, C]."""
-    channels = fmap.permute(2, 0, 1)
-    return (channels - F.avg_pool2d(channels, 3, stride=1, padding=1, count_include_pad=False)).square().sum()
+    return band(fmap, *BANDS["fine"]).square().sum()
+
+
+def band(fmap: Tensor, narrow: int, wide: int | None) -> Tensor:
+    """Of a map [h, w, C] the means over so many patches each way, less those over more; None for all patches."""
+    return smoothed(fmap, narrow) - (fmap.mean(dim=(0, 1)) if wide is None else smoothed(fmap, wide))
+
+
+def smoothed(fmap: Tensor, patches: int) -> Tensor:
+    channels = F.avg_pool2d(fmap.permute(2, 0, 1), patches, 1, patches // 2, count_include_pad=False)
+    return channels.permute(1, 2, 0)
+
+
+def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    half = TARGET_VIEWS // 2
+    parts = [list(range(half)), list(range(half, TARGET_VIEWS))]
+    parts += [[*part, TARGET_VIEWS] for part in parts]  # and the whole image
+    solvers = [ClosedForm() for _ in parts]
+    shares: dict[str, dict[str, list[float]]] = {}
+    photos = spread(arguments.photos, arguments.count or NUM_PICTURES)
+    for path in tqdm(photos, unit="photo", disable=None):
+        image = read_image(path)
+        views = contenders.cache.take(image, "jitter", TARGET_VIEWS)
+        raw, place = views.features[-1], views.xy[-1]
+        *truths, first, second = (
+            solver.fit(Views(views.features[part], views.xy[part])).semantics_at(place)
+            for solver, part in zip(solvers, parts, strict=True)
+        )
+        maps = {name: (fmap, fmap) for name, fmap in contenders(image).items()}
+        maps[f"F of {half} views and it"] = (first, second)
+        for name, fmaps in maps.items():
+            for width, limits in BANDS.items():
+                share = share_left(fmaps, raw, truths, limits).item()
+                shares.setdefault(name, {}).setdefault(width, []).append(share)
+    print(f"share of raw's artifacts that is left, by their width, {len(photos)} photos\n")
+    print("| features | " + " | ".join(BANDS) + " |\n" + "| --- " * (1 + len(BANDS)) + "|")
+    for name, widths in shares.items():
+        print(f"| {name} | " + " | ".join(map(mean_and_error, widths.values())) + " |")
+
+
+def share_left(fmaps: Sequence[Tensor], raw: Tensor, truths: Sequence[Tensor], limits: Limits) -> Tensor:
+    """Of raw - F in fmap - F, with two estimates of F, one in either factor; fmaps: beside the one and the other."""
+    artifacts = [band(raw - truth, *limits) for truth in truths]
+    left = [band(fmap - truth, *limits) for fmap, truth in zip(fmaps, truths, strict=True)]
+    return ((left[0] * artifacts[1]).sum() + (left[1] * artifacts[0]).sum()) / 2 / (artifacts[0] * artifacts[1]).sum()
 
 
 def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
@@ -155,6 +206,7 @@ def each_and_mean(values: list[float]) -> str:
 
 MEASURES: dict[str, Callable[[Contenders, argparse.Namespace], None]] = {
     "error": error,
+    "passed": passed,
     "leakage": leakage,
     "information": information,
     "camvid": camvid,

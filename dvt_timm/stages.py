@@ -143,7 +143,9 @@ def _add_run(parser: Any, presets: tuple[str, ...]) -> None:
     numbers.add_argument("--weight-decay", type=float, metavar="X", help="(default: 1e-5)")
     numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed with float32 (default: no)")
     numbers.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
-    numbers.add_argument("--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4)")
+    numbers.add_argument(
+        "--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4, on a CPU 1)"
+    )
     numbers.add_argument("--held-out", type=positive, metavar="N", help="samples (default: a twentieth, at most 64)")
     numbers.add_argument("--eval-every", type=positive, metavar="N", help="steps (default: 500)")
     numbers.add_argument("--checkpoint-every", type=positive, metavar="N", help="steps (default: 100)")

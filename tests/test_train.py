@@ -391,6 +391,23 @@ class TestData:
                 with pytest.raises(IndexError, match=rf"pair must be 0\.\.2, got {k}; --view-pairs N makes more"):
                     pairs.pair(1, k)
 
+    def test_one_thread_reads_where_the_cpu_trains(self, tmp_path: Path) -> None:
+        fit_store(fitter(), photos(tmp_path / "photos", 4), tmp_path / "store")
+        config = replace(SHORT, workers=None)
+        trainer = Trainer(
+            DenoiserStage(open_store(tmp_path / "store"), TINY), config, tmp_path, make_accelerator(config, "cpu")
+        )
+        draw, readers = trainer.stream.draw, set()
+
+        def noted(*arguments: Any) -> Any:
+            readers.add(threading.get_ident())
+            return draw(*arguments)
+
+        trainer.stream.draw = noted
+        trainer.train()
+        assert len(readers) == 1
+        assert threading.get_ident() not in readers
+
     def test_all_pairs_of_an_image_are_drawn_and_whole_ones_held_out(self, tmp_path: Path) -> None:
         fit_store(fitter(view_pairs=2), photos(tmp_path / "photos", 4), tmp_path / "store")
         store = open_store(tmp_path / "store")

@@ -30,7 +30,8 @@ class TrainConfig:
         weight_decay: of AdamW.
         precision: of forward and backward passes; weights and loss are float32.
         seed: of initial weights, order of samples, flips.
-        workers: threads of each process that read samples ahead, each a batch; 0 for none.
+        workers: threads of each process that read samples ahead, each a batch; 0 for none. None for one where the CPU
+            trains, which has other things to do, and four elsewhere.
         held_out: samples kept from training for evaluation; None for a twentieth, at most 64.
         eval_every, checkpoint_every: steps.
 
@@ -46,7 +47,7 @@ class TrainConfig:
     weight_decay: float = 1e-5
     precision: Precision = "no"
     seed: int = 0
-    workers: int = 4
+    workers: int | None = None
     held_out: int | None = None
     eval_every: int = 500
     checkpoint_every: int = 100
@@ -65,7 +66,7 @@ class TrainConfig:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f"held_out must be at least 1, got {self.held_out}")

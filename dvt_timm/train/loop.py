@@ -164,8 +164,14 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         ranks = (accelerator.process_index, accelerator.num_processes)
         places = positions(self.step, config.steps, config.batch_size, config.accumulation, *ranks)
-        workers = config.workers if self.stage.workers else 0
-        return batches(self.stream, places, workers, pin_memory=accelerator.device.type == "cuda")
+        return batches(self.stream, places, self._workers(), pin_memory=accelerator.device.type == "cuda")
+
+    def _workers(self) -> int:
+        if not self.stage.workers:
+            return 0
+        if self.config.workers is None:
+            return 1 if self.accelerator.device.type == "cpu" else 4
+        return self.config.workers
 
     def _take_step(self, coming: Iterator[Sample]) -> None:
         torch.manual_seed(derived_seed(self.config.seed, self.step, self.accelerator.process_index))

@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], default=[], help="all by default")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
-    parser.add_argument("--workers", type=int, default=4, help="threads that read samples (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="threads that read samples (default: 4, on a CPU 1)")
     parser.add_argument("--laps", type=int, default=3, help=f"that count, of {LAP} steps each")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()

@@ -160,15 +160,8 @@ def test_plain_windows(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     values[:, 40:] = 128
     Image.fromarray(values).save(tmp_path / "photos/a.png")
-    run(
-        "examples/random_windows.py",
-        str(tmp_path / "photos"),
-        "--count",
-        "3",
-        "--plain",
-        "--out",
-        str(tmp_path / "plain"),
-    )
+    options = ["--count", "3", "--plain", "--out", str(tmp_path / "plain")]
+    run("examples/random_windows.py", str(tmp_path / "photos"), *options)
     windows = [Image.open(path).convert("L") for path in sorted((tmp_path / "plain").iterdir())]
     assert len(windows) == 3
     assert all(0.15 * 90 - 1 <= window.width <= 0.4 * 90 + 1 for window in windows)

@@ -192,9 +192,13 @@ def test_what_cannot_be_left_out_is_refused() -> None:
     for view in (-1, 3):
         with pytest.raises(ValueError, match=rf"view must be 0\.\.2, got {view}"):
             prepared.semantics_without(view, views.features[0], solution)
+    with pytest.raises(
+        ValueError, match=r"features must be \[h, w, C\] = \[5, 6, 4\] as the solution's, got \[3, 5, 6, 4\]"
+    ):
+        prepared.semantics_without(0, views.features, solution)
     views, *_ = planted(places(1))
     prepared = LeastSquaresSolver().prepare(views.xy)
-    with pytest.raises(ValueError, match="to leave one of 2 views out leaves nothing to compare"):
+    with pytest.raises(ValueError, match="without one of 2 views nothing is left to compare; sample at least 2"):
         prepared.semantics_without(0, views.features[0], prepared.fit(views))
 
 

@@ -401,6 +401,7 @@ class TestData:
 
         def noted(*arguments: Any) -> Any:
             readers.add(threading.get_ident())
+            time.sleep(0.01)  # long enough for others to take part
             return draw(*arguments)
 
         trainer.stream.draw = noted

@@ -133,7 +133,8 @@ def open_store(folder: str | Path) -> FeatureStore:
     settings = read_json(folder / SETTINGS)
     if settings.get("format") != FORMAT:
         raise ValueError(
-            f"{folder} is a store of format {settings.get('format')}, and this version reads {FORMAT}; fit it again"
+            f"{folder} is a store of format {settings.get('format')}, and this version reads {FORMAT}; "
+            "`dvt-timm fit` makes it anew in another folder"
         )
     entries = {entry.sha256: entry for entry in _entries_in(folder)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))

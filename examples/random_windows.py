@@ -5,8 +5,8 @@
     dvt-timm fit PHOTOS WINDOWS PLAIN --model NAME --half --out STORE
 
 A window has 0.5 to 0.9 of a photo's sides. Plain ones have 0.15 to 0.4, and of eight the one with the least contrast is
-taken: walls, skies and cloth, where grid patterns are strong. Windows are drawn from the photo's
-content, so that the same photos give the same ones, whatever their names and their order.
+taken: walls, skies and cloth, where grid patterns are strong. Windows are drawn from the photo's content, so that the
+same photos give the same ones, whatever their names and their order.
 """
 
 import argparse

@@ -18,9 +18,8 @@ from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views, collect
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
 
-PREPARED = (
-    4  # factorised systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each, 0.5 with view pairs
-)
+# Factorised systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each, 0.5 with view pairs.
+PREPARED = 4
 
 
 class Solver(Protocol):

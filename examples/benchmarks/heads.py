@@ -2,6 +2,7 @@
 
     python examples/benchmarks/heads.py error --photos DIR --heads jitter=RUN1 crops=RUN2
     python examples/benchmarks/heads.py passed --photos DIR --heads ...
+    python examples/benchmarks/heads.py targets --photos DIR
     python examples/benchmarks/heads.py leakage --photos DIR --fit 250 --test 100 --heads ...
     python examples/benchmarks/heads.py information --photos DIR --heads ...
     python examples/benchmarks/heads.py camvid --camvid DIR --heads ...
@@ -9,9 +10,10 @@
 
 error        squared error to F over the variance of F, from 24 views of each kind; and the power of fine detail, lines
              included, over that of F from jittered views
-passed       share of raw's artifacts that is left, by their width: 1 for all, 0 for none. Two halves of the jittered
-             views, neither with the whole image, stand for F, so that their own errors cancel. F of a half and the
-             image shows what a target that holds its own view lets pass
+passed       share of raw's artifacts that is left, by their width: 1 for all, 0 for none; and the squared error. Two
+             halves of the jittered views, neither with the whole image, stand for F, so that their own errors cancel.
+             F of a half and the image shows what a target that holds its own view lets pass
+targets      what F of few views keeps of F's own detail, by its width: 1 for all; needs no heads
 leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
 information  the paper's artifact measure: the largest coefficient of a channel with x and y
 camvid       mIoU of patches of random windows, six draws of them: k-NN and linear probe; every fourth patch is tested
@@ -51,6 +53,9 @@ NUM_PICTURES = 10
 
 Limits = tuple[int, int | None]
 BANDS: dict[str, Limits] = {"fine": (1, 3), "middle": (3, 9), "broad": (9, None)}  # as `band` takes them
+EVERY_WIDTH: Limits = (1, None)
+COUNTS, SMOOTHNESS = (4, 12), (1.0, 0.1)  # of targets
+TRUTH_SMOOTHNESS, LEAST_SMOOTHNESS = 0.1, 0.01  # where errors of two estimates cancel, noise matters less than blur
 
 Maps = dict[str, Tensor]  # name -> [h, w, C]
 
@@ -105,12 +110,34 @@ def smoothed(fmap: Tensor, patches: int) -> Tensor:
     return channels.permute(1, 2, 0)
 
 
+def targets(contenders: Contenders, arguments: argparse.Namespace) -> None:
+    half = TARGET_VIEWS // 2
+    solvers = {(count, smoothness): ClosedForm(smoothness) for count in COUNTS for smoothness in SMOOTHNESS}
+    truth_solvers = ClosedForm(LEAST_SMOOTHNESS), ClosedForm(LEAST_SMOOTHNESS)
+    rows: dict[str, list[list[float]]] = {}
+    photos = spread(arguments.photos, arguments.count or NUM_PICTURES)
+    for path in tqdm(photos, unit="photo", disable=None):
+        views = contenders.cache.take(read_image(path), "jitter", TARGET_VIEWS)
+        halves = Views(views.features[:half], views.xy[:half]), Views(views.features[half:-1], views.xy[half:-1])
+        place = views.xy[-1]
+        first, second = (s.fit(h).semantics_at(place) for s, h in zip(truth_solvers, halves, strict=True))
+        power = product(first, second, EVERY_WIDTH)
+        for (count, smoothness), solver in solvers.items():
+            target = solver.fit(Views(views.features[:count], views.xy[:count])).semantics_at(place)
+            kept = [product(target, second, limits) / product(first, second, limits) for limits in BANDS.values()]
+            noise = product(target, target, EVERY_WIDTH) - 2 * product(target, second, EVERY_WIDTH) + power
+            rows.setdefault(f"{count} | {smoothness}", []).append([*map(float, kept), float(noise / power)])
+    print(f"F of jittered views, {len(photos)} photos: share that is kept of F by its width, squared error\n")
+    print_bands("views | smoothness", rows, "error")
+
+
 def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
     half = TARGET_VIEWS // 2
     parts = [list(range(half)), list(range(half, TARGET_VIEWS))]
     parts += [[*part, TARGET_VIEWS] for part in parts]  # and the whole image
-    solvers = [ClosedForm() for _ in parts]
-    shares: dict[str, dict[str, list[float]]] = {}
+    solvers = [ClosedForm(TRUTH_SMOOTHNESS) for _ in parts]
+    left: dict[str, list[list[float]]] = {}
+    errors: dict[str, list[list[float]]] = {}
     photos = spread(arguments.photos, arguments.count or NUM_PICTURES)
     for path in tqdm(photos, unit="photo", disable=None):
         image = read_image(path)
@@ -120,23 +147,39 @@ def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
             solver.fit(Views(views.features[part], views.xy[part])).semantics_at(place)
             for solver, part in zip(solvers, parts, strict=True)
         )
+        power = product(*truths, EVERY_WIDTH)
         maps = {name: (fmap, fmap) for name, fmap in contenders(image).items()}
         maps[f"F of {half} views and it"] = (first, second)
         for name, fmaps in maps.items():
-            for width, limits in BANDS.items():
-                share = share_left(fmaps, raw, truths, limits).item()
-                shares.setdefault(name, {}).setdefault(width, []).append(share)
+            left.setdefault(name, []).append([float(share_left(fmaps, raw, truths, b)) for b in BANDS.values()])
+            rests = [fmap - truth for fmap, truth in zip(fmaps, truths, strict=True)]
+            error_by_width = [float(product(*rests, b) / power) for b in (*BANDS.values(), EVERY_WIDTH)]
+            errors.setdefault(name, []).append(error_by_width)
     print(f"share of raw's artifacts that is left, by their width, {len(photos)} photos\n")
-    print("| features | " + " | ".join(BANDS) + " |\n" + "| --- " * (1 + len(BANDS)) + "|")
-    for name, widths in shares.items():
-        print(f"| {name} | " + " | ".join(map(mean_and_error, widths.values())) + " |")
+    print_bands("features", left)
+    print("\nsquared error over the variance of F, by width\n")
+    print_bands("features", errors, "all")
+
+
+def print_bands(first: str, rows: dict[str, list[list[float]]], *more: str) -> None:
+    """A table: means over photos of a value for each width, and of more."""
+    header = [*first.split(" | "), *BANDS, *more]
+    print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
+    for name, photos in rows.items():
+        print(f"| {name} | " + " | ".join(mean_and_error(list(column)) for column in zip(*photos, strict=True)) + " |")
+
+
+def product(first: Tensor, second: Tensor, limits: Limits) -> Tensor:
+    """Sum over a band of two maps [h, w, C] of their product."""
+    return (band(first, *limits) * band(second, *limits)).sum()
 
 
 def share_left(fmaps: Sequence[Tensor], raw: Tensor, truths: Sequence[Tensor], limits: Limits) -> Tensor:
     """Of raw - F in fmap - F, with two estimates of F, one in either factor; fmaps: beside the one and the other."""
-    artifacts = [band(raw - truth, *limits) for truth in truths]
-    left = [band(fmap - truth, *limits) for fmap, truth in zip(fmaps, truths, strict=True)]
-    return ((left[0] * artifacts[1]).sum() + (left[1] * artifacts[0]).sum()) / 2 / (artifacts[0] * artifacts[1]).sum()
+    artifacts = [raw - truth for truth in truths]
+    left = [fmap - truth for fmap, truth in zip(fmaps, truths, strict=True)]
+    crossed = product(left[0], artifacts[1], limits) + product(left[1], artifacts[0], limits)
+    return crossed / 2 / product(*artifacts, limits)
 
 
 def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
@@ -207,6 +250,7 @@ def each_and_mean(values: list[float]) -> str:
 MEASURES: dict[str, Callable[[Contenders, argparse.Namespace], None]] = {
     "error": error,
     "passed": passed,
+    "targets": targets,
     "leakage": leakage,
     "information": information,
     "camvid": camvid,
@@ -217,7 +261,7 @@ MEASURES: dict[str, Callable[[Contenders, argparse.Namespace], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measure", choices=MEASURES)
-    parser.add_argument("--heads", nargs="+", required=True, metavar="NAME=HEAD", help="as load_head takes them")
+    parser.add_argument("--heads", nargs="+", default=[], metavar="NAME=HEAD", help="as load_head takes them")
     parser.add_argument("--photos", type=Path, metavar="DIR")
     parser.add_argument("--camvid", type=Path, metavar="DIR", help="train, trainannot, val, valannot")
     parser.add_argument("--count", type=int, help="photos (default: what the README reports)")

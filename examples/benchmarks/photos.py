@@ -114,10 +114,10 @@ def aligned_mean(views: Views) -> Tensor:  # [h, w, C]
 
 
 class ClosedForm:
-    """The default solver, with one factorisation for all images whose views lie at the same places."""
+    """The closed form, with one factorisation for all images whose views lie at the same places."""
 
-    def __init__(self) -> None:
-        self.solver, self.prepared = LeastSquaresSolver(), None
+    def __init__(self, smoothness: float = 1.0) -> None:
+        self.solver, self.prepared = LeastSquaresSolver(smoothness=smoothness), None
 
     def fit(self, views: Views) -> Decomposition:
         if self.prepared is None:

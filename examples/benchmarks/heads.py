@@ -11,8 +11,9 @@
 error        squared error to F over the variance of F, from 24 views of each kind; and the power of fine detail, lines
              included, over that of F from jittered views
 passed       share of raw's artifacts that is left, by their width: 1 for all, 0 for none; and the squared error. Two
-             halves of the jittered views, neither with the whole image, stand for F, so that their own errors cancel.
-             F of a half and the image shows what a target that holds its own view lets pass
+             halves of the jittered views, neither with the whole image, stand for F, so that their own errors cancel,
+             at smoothness 0.1, which blurs little. F of a half and the image shows what a target that holds its own
+             view lets pass
 targets      what F of few views keeps of F's own detail, by its width: 1 for all; needs no heads
 leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
 information  the paper's artifact measure: the largest coefficient of a channel with x and y
@@ -126,9 +127,10 @@ def targets(contenders: Contenders, arguments: argparse.Namespace) -> None:
             target = solver.fit(Views(views.features[:count], views.xy[:count])).semantics_at(place)
             kept = [product(target, second, limits) / product(first, second, limits) for limits in BANDS.values()]
             noise = product(target, target, EVERY_WIDTH) - 2 * product(target, second, EVERY_WIDTH) + power
-            rows.setdefault(f"{count} | {smoothness}", []).append([*map(float, kept), float(noise / power)])
+            values = [*map(float, kept), float(noise / power)]
+            rows.setdefault(f"{count} views, smoothness {smoothness}", []).append(values)
     print(f"F of jittered views, {len(photos)} photos: share that is kept of F by its width, squared error\n")
-    print_bands("views | smoothness", rows, "error")
+    print_bands("F of", rows, "error")
 
 
 def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
@@ -148,11 +150,12 @@ def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
             for solver, part in zip(solvers, parts, strict=True)
         )
         power = product(*truths, EVERY_WIDTH)
+        artifacts = [raw - truth for truth in truths]
         maps = {name: (fmap, fmap) for name, fmap in contenders(image).items()}
         maps[f"F of {half} views and it"] = (first, second)
         for name, fmaps in maps.items():
-            left.setdefault(name, []).append([float(share_left(fmaps, raw, truths, b)) for b in BANDS.values()])
             rests = [fmap - truth for fmap, truth in zip(fmaps, truths, strict=True)]
+            left.setdefault(name, []).append([float(share_left(rests, artifacts, b)) for b in BANDS.values()])
             error_by_width = [float(product(*rests, b) / power) for b in (*BANDS.values(), EVERY_WIDTH)]
             errors.setdefault(name, []).append(error_by_width)
     print(f"share of raw's artifacts that is left, by their width, {len(photos)} photos\n")
@@ -163,7 +166,7 @@ def passed(contenders: Contenders, arguments: argparse.Namespace) -> None:
 
 def print_bands(first: str, rows: dict[str, list[list[float]]], *more: str) -> None:
     """A table: means over photos of a value for each width, and of more."""
-    header = [*first.split(" | "), *BANDS, *more]
+    header = [first, *BANDS, *more]
     print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
     for name, photos in rows.items():
         print(f"| {name} | " + " | ".join(mean_and_error(list(column)) for column in zip(*photos, strict=True)) + " |")
@@ -174,11 +177,9 @@ def product(first: Tensor, second: Tensor, limits: Limits) -> Tensor:
     return (band(first, *limits) * band(second, *limits)).sum()
 
 
-def share_left(fmaps: Sequence[Tensor], raw: Tensor, truths: Sequence[Tensor], limits: Limits) -> Tensor:
-    """Of raw - F in fmap - F, with two estimates of F, one in either factor; fmaps: beside the one and the other."""
-    artifacts = [raw - truth for truth in truths]
-    left = [fmap - truth for fmap, truth in zip(fmaps, truths, strict=True)]
-    crossed = product(left[0], artifacts[1], limits) + product(left[1], artifacts[0], limits)
+def share_left(rests: Sequence[Tensor], artifacts: Sequence[Tensor], limits: Limits) -> Tensor:
+    """Of raw - F in fmap - F; two of each, with two estimates of F, one in either factor."""
+    crossed = product(rests[0], artifacts[1], limits) + product(rests[1], artifacts[0], limits)
     return crossed / 2 / product(*artifacts, limits)
 
 

@@ -158,7 +158,7 @@ def train(measure: str, arguments: argparse.Namespace, folder: Path) -> list[str
     ratio = "" if measure == "online" else f"{statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
     return [
         measure,
-        f"{statistics.median(rates):.2f}",
+        f"{statistics.median(rates):.3g}",
         f"{100 * statistics.median(waiting):.1f} %",
         ratio,
         f"{trainer.peak_memory:.2f}",
@@ -174,7 +174,7 @@ def fit(arguments: argparse.Namespace, folder: Path) -> list[str]:
     rate = len(paths) / (time.perf_counter() - start)
     written = sum(file.stat().st_size for file in (folder / "store").rglob("*.safetensors"))
     note = f"{written / len(paths) / 1e6:.1f} MB per image"
-    return ["fit", f"{rate:.2f}", "", "", f"{peak_memory(DEVICE):.2f}", note]
+    return ["fit", f"{rate:.3g}", "", "", f"{peak_memory(DEVICE):.2f}", note]
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchEmbed
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
 from . import hub
@@ -142,20 +143,26 @@ def head_config(head: DenoiserHead, base: str, stride: int | None = None) -> dic
 
 
 def plain_model(base: str) -> Any:
-    """A timm ViT without weights or memory, for its sizes.
+    """A timm ViT without weights or memory, for its sizes; the same one for a name, so not to be changed.
 
     Raises:
         ValueError: if timm knows no such ViT.
     """
     try:
         get_pretrained_cfg(base)
-        with torch.device("meta"):
-            model = timm.create_model(base)
-    except RuntimeError as error:
+        model = _weightless(base, model_entrypoint(base))
+    except (KeyError, RuntimeError) as error:
         raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
     if not isinstance(getattr(model, "patch_embed", None), PatchEmbed):
         raise ValueError(f"{base} is no ViT, whose patch tokens a head could denoise")
     return model
+
+
+@lru_cache
+def _weightless(base: str, entrypoint: Callable[..., nn.Module]) -> nn.Module:
+    """The model of a name, for as long as the name has this entrypoint."""
+    with torch.device("meta"):
+        return timm.create_model(base)
 
 
 def base_sha256(base: str, cache_dir: str | Path | None = None) -> str | None:

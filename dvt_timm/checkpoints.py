@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchEmbed
-from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models import get_pretrained_cfg, is_model, model_entrypoint
 from torch import Tensor, nn
 
 from . import hub
@@ -84,7 +84,14 @@ def refused(source: str) -> Iterator[None]:
         ) from error
 
 
-def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int | None = None) -> Path:
+def save_head(
+    head: DenoiserHead,
+    folder: str | Path,
+    *,
+    base: str,
+    stride: int | None = None,
+    base_sha256: str | None = None,
+) -> Path:
     """Write a head to a folder (`config.json`, `model.safetensors`) that `load_head` reads back bit for bit.
 
     The same head gives the same bytes. Each file appears whole or not at all, the configuration last.
@@ -95,6 +102,8 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int 
         folder: made if it does not exist.
         base: timm name of the backbone it was trained on, "arch.tag".
         stride: distance of two patches in pixels that it was trained at, None for the patch size.
+        base_sha256: of the file of weights that it was trained on; those that timm loads by default. `create_model`
+            warns where it meets others.
 
     Returns:
         The folder.
@@ -109,7 +118,7 @@ def save_head(head: DenoiserHead, folder: str | Path, *, base: str, stride: int 
         raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
     check_finite(head.state_dict(), "the head")
     metadata = {"grid_size": json.dumps(head.config["grid_size"])}  # one entry: several come in any order
-    return write_folder(Path(folder), head, head_config(head, base, stride), metadata)
+    return write_folder(Path(folder), head, head_config(head, base, stride, base_sha256), metadata)
 
 
 def uncompiled(module: Any) -> Any:
@@ -117,21 +126,23 @@ def uncompiled(module: Any) -> Any:
     return getattr(module, COMPILED[:-1], module)
 
 
-def head_config(head: DenoiserHead, base: str, stride: int | None = None) -> dict[str, Any]:
+def head_config(
+    head: DenoiserHead, base: str, stride: int | None = None, weights_sha256: str | None = None
+) -> dict[str, Any]:
     """What `config.json` says of a head: what it is, what it belongs to, and what timm needs to build both.
 
     Raises:
         ValueError: if timm knows no ViT `base`.
     """
     patch_size = plain_model(base).patch_embed.patch_size[0]
-    arch, tag = base.partition(".")[0], get_pretrained_cfg(base).tag
-    base = f"{arch}.{tag}"
+    base = full_name(base)
+    arch, _, tag = base.partition(".")
     overlap = {} if stride in (None, patch_size) else {"stride": stride}
     return {
         **WRITTEN,
         "kind": "head",
         "base": base,
-        "base_sha256": base_sha256(base),
+        "base_sha256": weights_sha256 or base_sha256(base),
         "dim": head.dim,
         **head.config,
         "patch_size": patch_size,
@@ -148,14 +159,25 @@ def plain_model(base: str) -> Any:
     Raises:
         ValueError: if timm knows no such ViT.
     """
-    try:
-        get_pretrained_cfg(base)
-        model = _weightless(base, model_entrypoint(base))
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
+    model = _weightless(full_name(base), model_entrypoint(base))
     if not isinstance(getattr(model, "patch_embed", None), PatchEmbed):
         raise ValueError(f"{base} is no ViT, whose patch tokens a head could denoise")
     return model
+
+
+def full_name(base: str) -> str:
+    """A timm name, "arch.tag", with the tag that timm takes where it names none.
+
+    Raises:
+        ValueError: if timm knows no such model or tag.
+    """
+    try:
+        if not is_model(base):
+            raise RuntimeError("no such architecture")
+        tag = get_pretrained_cfg(base).tag
+    except RuntimeError as error:
+        raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
+    return f"{base.partition('.')[0]}.{tag}" if tag else base
 
 
 @lru_cache

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         except arguments.expected as error:
             print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
-            return 2
+            return getattr(error, "status", CommandError.status)
     return status
 
 

@@ -22,6 +22,8 @@ BLOCK = 1 << 20
 class CommandError(Exception):
     """Nothing can be done; the text says why in one line."""
 
+    status = 2  # of the process that it ends
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from .files import read_json, sha1s_of
 from .head import DenoiserHead
 from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
 from .registry import backbone_name
-from .saved import is_saved_model, save_model
+from .saved import config_of, is_saved_model, save_model
 from .stride import OverlapPatchEmbed
 
 CARD_NAME = "README.md"
@@ -94,7 +94,7 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
 
     Args:
         folder: or a head's `.safetensors` file, or `hf-hub:user/repo`.
-        base: its own by default.
+        base: the one that it says by default.
         merged: put a head on its pretrained base.
 
     Raises:
@@ -103,7 +103,7 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
     """
     if is_saved_model(folder):
         name = str(folder) if str(folder).startswith(HUB_PREFIX) else f"local-dir:{folder}"
-        return timm.create_model(name, pretrained=True), base
+        return timm.create_model(name, pretrained=True), base or (config_of(folder) or {}).get("base")
     head, config = read_head(folder)
     base = base or config.get("base")
     if base is None:
@@ -131,8 +131,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
         raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
     head = uncompiled(getattr(module, "denoiser", None))
     if merged or head is None:
-        save_model(module, folder)
-        return {**read_json(folder / CONFIG_NAME), "base": base}
+        return read_json(save_model(module, folder, base=base) / CONFIG_NAME)
     embed = getattr(module, "patch_embed", None)
     stride = embed.stride[0] if isinstance(embed, OverlapPatchEmbed) else None
     return _write_head(head, folder, base, module.embed_dim, stride, token)

@@ -19,7 +19,7 @@ from .hub import CONFIG_NAME, HUB_PREFIX, PICKLED_WEIGHTS, WEIGHTS_NAME
 from .stride import OverlapPatchEmbed
 
 
-def save_model(model: Any, folder: str | Path) -> Path:
+def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Path:
     """Write a denoised (or distilled) model, base and head in one file, for `create_model("local-dir:FOLDER")`.
 
     `transformers.TimmWrapperModel.from_pretrained(FOLDER)` reads it too.
@@ -27,6 +27,8 @@ def save_model(model: Any, folder: str | Path) -> Path:
     Args:
         model: from `timm.create_model` or `denoise`.
         folder: made if it does not exist.
+        base: timm name of the backbone that it comes from, for `dvt-timm push`; needed where the model's own tag is
+            none of timm's.
 
     Returns:
         The folder.
@@ -50,7 +52,8 @@ def save_model(model: Any, folder: str | Path) -> Path:
         path = Path(scratch, CONFIG_NAME)
         save_config_for_hf(model, path, model_args=args)
         config = read_json(path)
-    config = {**WRITTEN, "kind": "model", **config, "model_args": args}
+    origin = {} if base is None else {"base": base}
+    config = {**WRITTEN, "kind": "model", **origin, **config, "model_args": args}
     return write_folder(Path(folder), model, config, {"format": "pt"})
 
 
@@ -73,12 +76,18 @@ def is_saved_model(source: str | Path, cache_dir: str | Path | None = None) -> b
         OSError: if a repository is not to be had.
         ValueError: if its configuration is no JSON object.
     """
+    config = config_of(source, cache_dir)
+    return config is not None and not is_head_config(config)
+
+
+def config_of(source: str | Path, cache_dir: str | Path | None = None) -> dict[str, Any] | None:
+    """The configuration in a folder or `hf-hub:user/repo`, None if there is none; raises as `is_saved_model`."""
     if str(source).startswith(HUB_PREFIX):
         repo, revision = hub.split_source(str(source))
         path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
     else:
         path = Path(source, CONFIG_NAME)
-    return path.is_file() and not is_head_config(read_json(path))
+    return read_json(path) if path.is_file() else None
 
 
 def saved_config(source: str | None, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:

@@ -123,7 +123,12 @@ def _add_distil(commands: Any) -> None:
     parser.add_argument("--base", required=True, metavar="NAME", help="timm name of the backbone, or a denoised name")
     parser.add_argument("--denoiser", metavar="HEAD", help="folder, file or hf-hub:user/repo (default: the name's own)")
     parser.add_argument("--images", nargs="+", type=Path, required=True, metavar="IMAGES", help="files, folders, lists")
-    parser.add_argument("--size", type=positive, metavar="N", help="pixels of an image's sides (default: the model's)")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="pixels of an image's sides, rounded to whole patches (default: the model's)",
+    )
     parser.add_argument("--grad-checkpointing", action="store_true", help="less memory for more time")
     _add_run(parser, ("paper", "quick"))
     parser.set_defaults(run=_distil, expected=CommandError)

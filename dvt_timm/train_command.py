@@ -8,6 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+
 from . import extract, fit_command
 from .checkpoints import load_head
 from .console import quiet_hub
@@ -38,6 +41,11 @@ def _explained(train: Callable[[], None]) -> int:
         train()
     except (ImageError, ValueError) as error:
         raise CommandError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise CommandError(
+            f"{error}; raise --accumulation, the parts that a batch goes through in, lower --batch-size, or pass "
+            "distil's --grad-checkpointing"
+        ) from error
     return 0
 
 
@@ -77,9 +85,9 @@ def _train(
         initial=_initial_head(arguments.initial_head),
         num_blocks=arguments.num_blocks,
     )
-    _say_result(
-        arguments.out, accelerator, f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r})"
-    )
+    weights = ", pretrained_cfg_overlay={'file': CHECKPOINT}" if "weights_file_sha256" in samples.settings else ""
+    use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
+    _say_result(arguments.out, accelerator, use)
 
 
 def _initial_head(source: str | None) -> DenoiserHead | None:
@@ -103,7 +111,8 @@ def _distil(arguments: argparse.Namespace) -> None:
         config,
         accelerator=accelerator,
         progress=True,
-        size=None if arguments.size is None else (arguments.size, arguments.size),
+        base=arguments.base if timm.is_model(arguments.base) else None,
+        size=arguments.size,
         grad_checkpointing=arguments.grad_checkpointing,
     )
     _say_result(arguments.out, accelerator, f"timm.create_model('local-dir:{arguments.out}', pretrained=True)")

@@ -35,7 +35,8 @@ parser.add_argument("--size", type=int, default=518, help="of views in pixels (d
 parser.add_argument("--steps", type=int, default=2000, help="of 8 pairs (default: %(default)s)")
 arguments = parser.parse_args()
 
-model = timm.create_model(arguments.model, pretrained=True, num_classes=0, dynamic_img_size=True).eval()
+model = timm.create_model(arguments.model, pretrained=True, num_classes=0, dynamic_img_size=True)
+model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 fitter = ImageFitter(model, num_views=arguments.views, view_pairs=arguments.view_pairs, size=arguments.size)
 skipped = fit_store(fitter, images_in(arguments.photos), arguments.out / "store", half=True, progress=True)
 store = open_store(arguments.out / "store")
@@ -46,5 +47,8 @@ train_denoiser(store, arguments.model, arguments.out / "head", config, progress=
 print((arguments.out / "head/metrics.json").read_text())
 
 denoised = timm.create_model(arguments.model, pretrained=True, denoiser=str(arguments.out / "head")).eval()
+height, width = (
+    side * patch for side, patch in zip(denoised.denoiser.grid_size, denoised.patch_embed.patch_size, strict=True)
+)
 with torch.inference_mode():
-    print("features", tuple(denoised.forward_features(torch.randn(1, 3, arguments.size, arguments.size)).shape))
+    print("features", tuple(denoised.forward_features(torch.randn(1, 3, height, width)).shape))

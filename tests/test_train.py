@@ -480,11 +480,50 @@ class TestResults:
         paths = photos(tmp_path / "photos", 6)
         run = tmp_path / "run"
         distill(teacher(), paths, run, SHORT)
-        (stem,) = {path.stem.partition("-")[2] for path in (run / "pictures").iterdir()}
-        assert sorted(path.name for path in (run / "pictures").iterdir()) == [
-            f"000004-{stem}.png",
-            f"000006-{stem}.png",
-        ]
+        assert sorted(path.name for path in (run / "pictures").iterdir()) == ["000004-0.png", "000006-0.png"]
+
+    def test_pictures_of_images_of_one_long_name(self, tmp_path: Path) -> None:
+        """In two folders, and with a name that leaves no room for anything before it."""
+        paths = []
+        for folder in ("a", "b"):
+            (path,) = photos(tmp_path / folder, 1, first=len(paths))
+            paths.append(path.rename(path.with_name("n" * 245 + ".png")))
+        distill(teacher(), [*paths, *photos(tmp_path / "c", 4, first=2)], tmp_path / "run", replace(SHORT, held_out=5))
+        assert len(list((tmp_path / "run/pictures").iterdir())) == 2 * 4
+
+    def test_a_teacher_may_be_frozen_and_teaches_again(self, tmp_path: Path) -> None:
+        model, paths = teacher(), photos(tmp_path / "photos", 6)
+        model.requires_grad_(False)
+        model.denoiser.requires_grad_(True)
+        for run in ("one", "two"):
+            distill(model, paths, tmp_path / run, SHORT)
+            student = timm.create_model(f"local-dir:{tmp_path / run}", pretrained=True)
+            assert not torch.equal(student.patch_embed.proj.weight, model.patch_embed.proj.weight)
+        assert all(parameter.requires_grad for parameter in model.denoiser.parameters())
+
+    @pytest.mark.parametrize(("size", "pixels"), [(None, 48), (60, 64), (50, 48), (3, 16)])
+    def test_images_have_whole_patches(self, size: int | None, pixels: int, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = timm.create_model(TINY, img_size=50, dynamic_img_size=True, denoiser={"grid_size": [3, 3]}).eval()
+        stage = DistillStage(model, photos(tmp_path / "photos", 1), size=size)
+        assert stage.samples[0].shape == (3, pixels, pixels)
+
+    def test_a_teacher_of_one_size(self, tmp_path: Path) -> None:
+        model = timm.create_model(TINY, img_size=64, dynamic_img_size=False, denoiser={"grid_size": [4, 4]}).eval()
+        with pytest.raises(ValueError, match="images of 32 x 32 pixels do not fit a model built for 64 x 64"):
+            DistillStage(model, [], size=32)
+
+    def test_the_base_of_a_teacher(self, tmp_path: Path) -> None:
+        model = teacher()
+        assert DistillStage(model, []).base == TINY
+        model.pretrained_cfg = {**model.pretrained_cfg, "tag": "dvt_mine"}
+        with pytest.raises(CommandError, match=r"teacher's backbone: timm knows no model 'test_vit.dvt_mine'"):
+            DistillStage(model, [])
+        with pytest.raises(CommandError, match=r"the teacher is a test_vit, its base cannot be vit_tiny_patch16_224\."):
+            DistillStage(model, [], base="vit_tiny_patch16_224")
+        stage = DistillStage(model, [], base="test_vit")
+        assert stage.base == TINY
+        assert stage.module.vit.pretrained_cfg["tag"] == "r160_in1k_distilled"
 
     @pytest.mark.slow
     def test_what_stage_3_leaves_is_plain_timm(self, tmp_path: Path) -> None:
@@ -614,6 +653,12 @@ class TestResuming:
         with pytest.raises(CommandError, match=r"features\.views\.num_views is 3, not 4"):
             train_denoiser(OnlinePairs(paths, fitter(num_views=4)), TINY, tmp_path / "online", SHORT)
 
+    def test_other_features_to_validate_on_are_refused(self, store: FeatureStore, tmp_path: Path) -> None:
+        train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=store_of(tmp_path / "v", planted(3)))
+        other = store_of(tmp_path / "w", planted(3), views={**store.settings["views"], "kind": "crops"})
+        with pytest.raises(CommandError, match=r"validation\.features\.views\.kind is 'jitter', not 'crops'"):
+            train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=other)
+
     def test_what_a_killed_run_left_half_written_is_removed(self, store: FeatureStore, tmp_path: Path) -> None:
         run = tmp_path / "run"
         run.mkdir()
@@ -697,6 +742,10 @@ class TestErrors:
             train_denoiser(store_of(tmp_path / "good", planted(4)), TINY, tmp_path / "run", SHORT, validation=early)
         with pytest.raises(ValueError, match="timm knows no model"):
             train_denoiser(early, "nothing", tmp_path / "run", SHORT)
+        for key, value in (("weights_sha256", "0" * 64), ("stride", [8, 8])):
+            changed = store_of(tmp_path / key, planted(4), **{key: value})
+            with pytest.raises(CommandError, match=f"{key} of the validation features is"):
+                train_denoiser(store_of(tmp_path / "good", []), TINY, tmp_path / "run", SHORT, validation=changed)
         assert not (tmp_path / "run").exists()
 
     def test_an_initial_head_of_another_width(self, store: FeatureStore, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import CommandError, sha256_of
+from ..hub import WEIGHTS_NAME
 from ..images import ImageError, check_aspect, printable, read_image
+from ..manifest import published_variants
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
 from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, done_in, finish, writing
@@ -139,12 +141,25 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
         "format": FORMAT,
         "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
         "weights_sha256": fingerprint(fitter.model),
+        **_weights_file(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),
         "dtype": "float16" if half else "float32",
         "solver": repr(fitter.solver),
         "views": fitter.settings,
         "view_pairs": fitter.view_pairs,
     }
+
+
+def _weights_file(model: Any) -> dict[str, str]:
+    """SHA-256 of the file that a model's weights were read from, if that is not what its name stands for."""
+    file = (getattr(model, "pretrained_cfg", None) or {}).get("file")
+    if not file:
+        return {}
+    path = Path(file, WEIGHTS_NAME) if Path(file).is_dir() else Path(file)
+    if not path.is_file():
+        return {}
+    embedded = {variant.base_sha256 for variant in published_variants()}
+    return {} if (sha256 := sha256_of(path)) in embedded else {"weights_file_sha256": sha256}
 
 
 def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:

@@ -150,7 +150,8 @@ def sample_views(
     check_arguments(model, num_views, kind, layer, size, batch_size)
     preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
     image = as_image(image)
-    pixels = _view_size(model, image, preprocessing, size, keep_aspect)
+    pixels = preprocessing.size_of(image) if keep_aspect else squeezed_size(model, size)
+    check_fits(model, pixels)
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
     windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
@@ -260,25 +261,24 @@ def check_arguments(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _view_size(
-    model: Any, image: Image.Image, preprocessing: Preprocessing, size: int | None, keep_aspect: bool
-) -> tuple[int, int]:
-    """(H, W) of the views in pixels."""
+def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:
+    """(H, W) in pixels that images of any shape are brought to: `size` or the model's own, in whole patches."""
     embed = model.patch_embed
-    if keep_aspect:
-        wanted = preprocessing.size_of(image)
-    elif size is None:
-        wanted = tuple(
-            max(side // patch, 1) * patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)
-        )
+    if size is None:
+        height, width = (side // patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True))
     else:
-        wanted = preprocessing.size_of(Image.new("1", (1, 1)))
-    if embed.strict_img_size and wanted != tuple(embed.img_size):
+        height, width = (round(size / patch) for patch in embed.patch_size)
+    return max(height, 1) * embed.patch_size[0], max(width, 1) * embed.patch_size[1]
+
+
+def check_fits(model: Any, size: tuple[int, int]) -> None:
+    """Raise ValueError if a model is built for images of one size, and that is not (H, W)."""
+    embed = model.patch_embed
+    if embed.strict_img_size and size != tuple(embed.img_size):
         raise ValueError(
-            f"views of {wanted[0]} x {wanted[1]} pixels do not fit a model built for {embed.img_size[0]} x "
+            f"images of {size[0]} x {size[1]} pixels do not fit a model built for {embed.img_size[0]} x "
             f"{embed.img_size[1]}; build it with dynamic_img_size=True"
         )
-    return wanted[0], wanted[1]
 
 
 def _mirrored(image: Image.Image, windows: Windows) -> tuple[Image.Image, tuple[int, int]]:

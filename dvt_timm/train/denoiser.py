@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import plain_model, save_head
+from ..checkpoints import full_name, plain_model, save_head
 from ..files import CommandError
 from ..head import DenoiserHead
 from ..offline import FeatureStore
@@ -46,12 +46,14 @@ class DenoiserStage:
         num_blocks: int = 1,
         seed: int = 0,
     ) -> None:
-        self.base, self.samples, self.validation = backbone_name(base), samples, validation
+        self.base, self.samples, self.validation = full_name(backbone_name(base)), samples, validation
         self.workers = isinstance(samples, FeatureStore)
         self.stride: int = samples.settings["stride"][0]
         plain = plain_model(self.base)
         for pairs in (samples,) if validation is None else (samples, validation):
             _check_pairs(pairs, self.base, plain)
+        if validation is not None:
+            _check_alike(samples.settings, validation.settings)
         if initial is None:
             torch.manual_seed(seed)
             self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
@@ -73,7 +75,11 @@ class DenoiserStage:
             "initial_head_sha256": self._initial,
             "features": self.samples.settings,
             "images": _digest(self.samples),
-            "validation": None if self.validation is None else _digest(self.validation),
+            "validation": self.validation
+            and {
+                "features": self.validation.settings,
+                "images": _digest(self.validation),
+            },
         }
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
@@ -87,7 +93,8 @@ class DenoiserStage:
 
     def save(self, module: Any, folder: Path) -> None:
         """As `save_head`."""
-        save_head(module, folder, base=self.base, stride=self.stride)
+        own_weights = self.samples.settings.get("weights_file_sha256")
+        save_head(module, folder, base=self.base, stride=self.stride, base_sha256=own_weights)
 
 
 def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> None:
@@ -106,6 +113,16 @@ def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> No
         raise CommandError(
             f"the features are {width} channels wide, {base} has {plain.embed_dim}; name the base they are of"
         )
+
+
+def _check_alike(settings: dict[str, Any], validation: dict[str, Any]) -> None:
+    """Raises CommandError if the features to measure on are not of the model, or of the stride, that is trained for."""
+    for key in ("weights_sha256", "stride"):
+        if settings[key] != validation[key]:
+            raise CommandError(
+                f"{key} of the validation features is {validation[key]}, of those to train on {settings[key]}; fit the "
+                "store with the same model"
+            )
 
 
 def _digest(pairs: FeatureStore | OnlinePairs) -> str:

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import full_name
+from ..files import CommandError
 from ..images import preprocessing_of
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
 from ..offline.run import fingerprint
+from ..offline.views import check_fits, squeezed_size
 from ..registry import backbone_name
 from ..saved import save_model
 from .data import Images, Sample, digest_of
@@ -43,9 +46,14 @@ class DistillStage:
     Args:
         teacher: a denoised model with its weights.
         paths: of images.
-        size: (height, width) in pixels that images are squeezed to; the model's own by default.
+        base: timm name of the teacher's backbone; its own by default.
+        size: pixels of both sides that images are squeezed to, rounded to whole patches; the model's own by default.
         grad_checkpointing: keep less for the backward pass, and compute it again.
         device: of the teacher.
+
+    Raises:
+        CommandError: if timm does not know the base, or it is no name of the teacher's architecture.
+        ValueError: if the teacher takes images of another size only.
     """
 
     workers = True
@@ -56,22 +64,24 @@ class DistillStage:
         teacher: DenoisedVisionTransformer | DenoisedEva,
         paths: Sequence[str | PathLike[str]],
         *,
-        size: tuple[int, int] | None = None,
+        base: str | None = None,
+        size: int | None = None,
         grad_checkpointing: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        student: Any = undenoise(copy.deepcopy(teacher))
-        arch, tag = (student.pretrained_cfg.get(key) for key in ("architecture", "tag"))
-        self.base = backbone_name(f"{arch}.{tag}" if tag else arch)
-        new_tag = f"{tag}_{DISTILLED}" if tag else DISTILLED
-        student.pretrained_cfg = student.default_cfg = {**student.pretrained_cfg, "tag": new_tag}
+        self.base = _base_of(teacher, base)
+        student: Any = undenoise(copy.deepcopy(teacher)).requires_grad_(True)
+        tag = f"{self.base.partition('.')[2]}_{DISTILLED}".lstrip("_")
+        student.pretrained_cfg = student.default_cfg = {**student.pretrained_cfg, "tag": tag}
         student.set_grad_checkpointing(grad_checkpointing)
         for name in LABEL_PARTS:
             if getattr(student, name, None) is not None:
                 getattr(student, name).requires_grad_(False)
         self.module = PatchFeatures(student)
-        self.teacher = teacher.to(device).eval().requires_grad_(False)
-        self.samples = Images(paths, preprocessing_of(teacher, None), size or tuple(teacher.patch_embed.img_size))
+        self.teacher = teacher.to(device).eval()
+        pixels = squeezed_size(teacher, size)
+        check_fits(teacher, pixels)
+        self.samples = Images(paths, preprocessing_of(teacher, None), pixels)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,4 +108,15 @@ class DistillStage:
 
     def save(self, module: Any, folder: Path) -> None:
         """As `save_model`."""
-        save_model(module.vit, folder)
+        save_model(module.vit, folder, base=self.base)
+
+
+def _base_of(teacher: Any, base: str | None) -> str:
+    arch, tag = (teacher.pretrained_cfg.get(key) for key in ("architecture", "tag"))
+    try:
+        name = full_name(backbone_name(base or (f"{arch}.{tag}" if tag else arch)))
+    except ValueError as error:
+        raise CommandError(f"the teacher's backbone: {error}, as its base") from error
+    if name.partition(".")[0] != arch:
+        raise CommandError(f"the teacher is a {arch}, its base cannot be {name}; name one of {arch}")
+    return name

@@ -78,6 +78,8 @@ class Stage(Protocol):
 class RunInterruptedError(CommandError):
     """Stopped by a signal, its checkpoint written."""
 
+    status = 130
+
 
 class Trainer:
     """One run: what to train, its numbers, its folder.
@@ -233,7 +235,8 @@ class Trainer:
         return [self.module(each)[0].cpu() for each in inputs]
 
     def _draw(self, predicted: list[Tensor]) -> None:
-        for index, fmap, batch in list(zip(self.held_out, predicted, self.unseen(), strict=True))[:NUM_PICTURES]:
+        samples = zip(range(NUM_PICTURES), self.held_out, predicted, self.unseen(), strict=False)
+        for place, index, fmap, batch in samples:
             path = self._validation.path(index)
             if not path.is_file():  # of a store that has moved: all that training needs are its features
                 continue
@@ -242,7 +245,7 @@ class Trainer:
                 panel = viz.feature_panel(np.asarray(read_image(path)), maps)
             except ImageError:  # it has changed since
                 continue
-            _written(_save_picture, panel, self.run / PICTURES / f"{self.step:06d}-{path.stem}.png")
+            _written(_save_picture, panel, self.run / PICTURES / f"{self.step:06d}-{place}.png")
 
     def _write_checkpoint(self) -> None:
         if self.accelerator.is_main_process:

@@ -78,7 +78,7 @@ def random_store(folder: Path, fitter: ImageFitter, size: int) -> Path:
 def stage_of(measure: str, folder: Path, size: int) -> Stage:
     model = model_at(size)
     if measure == "distil":
-        return DistillStage(model, photos(folder / "photos"), size=(size, size))
+        return DistillStage(model, photos(folder / "photos"), size=size)
     fitter = ImageFitter(model, size=size)
     if measure == "online":
         return DenoiserStage(OnlinePairs(photos(folder / "photos"), fitter), MODEL)

@@ -281,28 +281,46 @@ class TestDividing:
     @pytest.mark.slow
     @pytest.mark.parametrize("stage", ["train", "distil"])
     def test_two_processes_are_one(self, stage: str, tmp_path: Path) -> None:
-        """Gloo, started as accelerate does: the weights are those of one process with the joined batch."""
+        """Gloo, started as accelerate does: the weights are those of one process with the joined batch.
+
+        Accumulating too; and with both killed in the middle and started again, to the bit.
+        """
         store_of(tmp_path / "store", planted(12))
         dvt_timm.save_model(teacher(), tmp_path / "teacher")
         photos(tmp_path / "photos", 8)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        states = []
-        for run, start in (("one", [sys.executable]), ("two", launch)):
-            command = [*start, str(script_of(tmp_path)), stage, run]
-            subprocess.run(command, cwd=tmp_path, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            states.append(weights(tmp_path / run))
-        for key, value in states[0].items():
-            torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-5)
+        (tmp_path / "script.py").write_text(SCRIPT)
+
+        def start(run: str, *arguments: str, processes: int = 2) -> int:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
+            command = [sys.executable, *launch, "script.py", stage, run, *arguments]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return subprocess.run(command, cwd=tmp_path, timeout=300, env=environment, check=False).returncode
+
+        assert start("one", "1", processes=1) == start("two", "1") == start("parts", "2") == 0
+        assert start("killed", "1", "kill") != 0
+        assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 3
+        assert start("killed", "1") == 0
+        assert equal(weights(tmp_path / "killed"), weights(tmp_path / "two"))
+        for run in ("two", "parts"):
+            for key, value in weights(tmp_path / "one").items():
+                torch.testing.assert_close(weights(tmp_path / run)[key], value, rtol=1e-3, atol=1e-5)
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import timm, dvt_timm
 from dvt_timm.offline import open_store
 from dvt_timm.train import TrainConfig, distill, make_accelerator, train_denoiser
-stage, run = sys.argv[1:]
-config = TrainConfig(steps=6, batch_size=4, lr=1e-3, workers=0)
+from dvt_timm.train.loop import Trainer
+stage, run, accumulation, *kill = sys.argv[1:]
+config = TrainConfig(steps=6, batch_size=4, accumulation=int(accumulation), lr=1e-3, workers=0, checkpoint_every=3)
+take_step = Trainer._take_step
+def step_or_die(trainer, coming):
+    if kill and trainer.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    take_step(trainer, coming)
+Trainer._take_step = step_or_die
 accelerator = make_accelerator(config, "cpu")
 if stage == "train":
     train_denoiser(open_store("store"), "test_vit.r160_in1k", run, config, accelerator=accelerator)
@@ -310,12 +328,6 @@ else:
     teacher = timm.create_model("local-dir:teacher", pretrained=True)
     distill(teacher, sorted(map(str, Path("photos").iterdir())), run, config, accelerator=accelerator)
 """
-
-
-def script_of(folder: Path) -> Path:
-    path = folder / "script.py"
-    path.write_text(SCRIPT)
-    return path
 
 
 class TestData:

@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from timm.layers import PatchEmbed
-from timm.models import get_pretrained_cfg, is_model, model_entrypoint
 from torch import Tensor, nn
 
 from . import hub
 from ._version import __version__
+from .bases import base_sha256, full_name, plain_model
 from .convert import check_finite, is_head
 from .files import read_json, replacing
 from .head import DenoiserHead, as_grid
 from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
-from .manifest import published_variants
 
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of parameters
 SCHEMA = 1  # of the config.json that this version writes
@@ -151,50 +146,6 @@ def head_config(
         "pretrained_cfg": {"tag": tag},
         "model_args": {"denoiser": head.config, **overlap},
     }
-
-
-def plain_model(base: str) -> Any:
-    """A timm ViT without weights or memory, for its sizes; the same one for a name, so not to be changed.
-
-    Raises:
-        ValueError: if timm knows no such ViT.
-    """
-    model = _weightless(full_name(base), model_entrypoint(base))
-    if not isinstance(getattr(model, "patch_embed", None), PatchEmbed):
-        raise ValueError(f"{base} is no ViT, whose patch tokens a head could denoise")
-    return model
-
-
-def full_name(base: str) -> str:
-    """A timm name, "arch.tag", with the tag that timm takes where it names none.
-
-    Raises:
-        ValueError: if timm knows no such model or tag.
-    """
-    try:
-        if not is_model(base):
-            raise RuntimeError("no such architecture")
-        tag = get_pretrained_cfg(base).tag
-    except RuntimeError as error:
-        raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
-    return f"{base.partition('.')[0]}.{tag}" if tag else base
-
-
-@lru_cache
-def _weightless(base: str, entrypoint: Callable[..., nn.Module]) -> nn.Module:
-    """The model of a name, for as long as the name has this entrypoint."""
-    with torch.device("meta"):
-        return timm.create_model(base)
-
-
-def base_sha256(base: str, cache_dir: str | Path | None = None) -> str | None:
-    """The SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if not known."""
-    for variant in published_variants():
-        if variant.name == base and variant.base_file is not None:
-            return variant.base_sha256
-    repo, revision = hub.split_source(get_pretrained_cfg(base).hf_hub_id or "")
-    path = hub.cached(repo, WEIGHTS_NAME, revision, cache_dir) if repo else None
-    return None if path is None else hub.recorded_sha256(path)
 
 
 def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> DenoiserHead:

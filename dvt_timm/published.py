@@ -15,7 +15,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from . import hub
-from .checkpoints import head_from_state, plain_model, read_head, read_tensors, refused, save_head
+from .bases import plain_model
+from .checkpoints import head_from_state, read_head, read_tensors, refused, save_head
 from .convert import check_finite, is_head, read_checkpoint
 from .files import replacing
 from .head import DenoiserHead

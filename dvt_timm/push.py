@@ -15,8 +15,9 @@ from huggingface_hub.hf_api import RepoFile
 from timm.models import get_pretrained_cfg
 
 from . import hub
+from .bases import plain_model
 from .card import Metrics, eval_results, render_card, title_of
-from .checkpoints import plain_model, read_head, save_head, uncompiled, write_config
+from .checkpoints import read_head, save_head, uncompiled, write_config
 from .files import read_json, sha1s_of
 from .head import DenoiserHead
 from .hub import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME

@@ -15,7 +15,8 @@ from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .checkpoints import is_head_config, plain_model, refused
+from .bases import plain_model
+from .checkpoints import is_head_config, refused
 from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
 from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path

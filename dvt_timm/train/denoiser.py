@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import full_name, plain_model, save_head
+from ..bases import full_name, plain_model
+from ..checkpoints import save_head
 from ..files import CommandError
 from ..head import DenoiserHead
 from ..offline import FeatureStore
 from ..offline.run import fingerprint
 from ..registry import backbone_name
 from .data import OnlinePairs, Sample, digest_of
-from .loop import Batch
 from .loss import at_least_float32
+from .stage import Batch
 
 
 class DenoiserStage:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import full_name
+from ..bases import full_name
 from ..files import CommandError
 from ..images import preprocessing_of
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
@@ -20,8 +20,8 @@ from ..offline.views import check_fits, squeezed_size
 from ..registry import backbone_name
 from ..saved import save_model
 from .data import Images, Sample, digest_of
-from .loop import Batch
 from .loss import at_least_float32
+from .stage import Batch
 
 DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
 LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # of a classifier, which patch features do not reach

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,56 +23,17 @@ from ..files import CommandError, replacing
 from ..images import ImageError, read_image
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
-from .data import Sample, Samples, Stream, batches, collate, derived_seed, positions, split
+from .data import Sample, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
 from .loss import feature_losses
+from .stage import Batch, Stage
 from .watch import Clock, Signals
 
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
 NOT_FINITE = "what was written before is intact. Lower --lr, try bf16 rather than fp16, or check the features"
-
-
-class Batch(NamedTuple):
-    """What a step learns from; maps are [B, h, w, C]."""
-
-    inputs: Tensor  # of the module: raw maps, or images [B, 3, H, W]
-    raw: Tensor  # maps of the backbone without a denoiser
-    target: Tensor  # maps without artifacts
-
-
-class Stage(Protocol):
-    """What differs between stages 2 and 3."""
-
-    workers: bool  # whether several threads may read samples
-    base: str  # timm name of the backbone
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained: Batch.inputs -> predicted maps."""
-
-    @property
-    def samples(self) -> Samples:
-        """What is trained on, and unless there is a validation set, held out."""
-
-    @property
-    def validation(self) -> Samples | None:
-        """What to measure on instead."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
-
-    def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """Sample i as training sees it."""
-
-    def batch(self, sample: Sample) -> Batch:
-        """What collated samples, on the device, stand for."""
-
-    def save(self, module: nn.Module, folder: Path) -> None:
-        """Write a trained module."""
 
 
 class RunInterruptedError(CommandError):

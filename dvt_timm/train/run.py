@@ -22,7 +22,8 @@ from .data import OnlinePairs
 from .denoiser import DenoiserStage
 from .distill import DistillStage
 from .evaluation import evaluate
-from .loop import Stage, Trainer
+from .loop import Trainer
+from .stage import Stage
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
 OWN_FILES = r"checkpoint\.pt|model\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"

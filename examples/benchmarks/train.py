@@ -41,7 +41,8 @@ from dvt_timm.offline.store import StoreWriter, writing
 from dvt_timm.train import DenoiserStage, DistillStage, OnlinePairs, TrainConfig, feature_losses, make_accelerator
 from dvt_timm.train.config import BETAS
 from dvt_timm.train.data import collate
-from dvt_timm.train.loop import LOG_EVERY, Stage, Trainer
+from dvt_timm.train.loop import LOG_EVERY, Trainer
+from dvt_timm.train.stage import Stage
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
 SIZE, QUICK_SIZE = 518, 56  # pixels

@@ -1,0 +1,51 @@
+"""What the loop needs to know of stage 2 or 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .data import Sample, Samples
+
+
+class Batch(NamedTuple):
+    """What a step learns from; maps are [B, h, w, C]."""
+
+    inputs: Tensor  # of the module: raw maps, or images [B, 3, H, W]
+    raw: Tensor  # maps of the backbone without a denoiser
+    target: Tensor  # maps without artifacts
+
+
+class Stage(Protocol):
+    """What differs between stages 2 and 3."""
+
+    workers: bool  # whether several threads may read samples
+    base: str  # timm name of the backbone
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: Batch.inputs -> predicted maps."""
+
+    @property
+    def samples(self) -> Samples:
+        """What is trained on, and unless there is a validation set, held out."""
+
+    @property
+    def validation(self) -> Samples | None:
+        """What to measure on instead."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs into one folder must agree on, besides their numbers."""
+
+    def draw(self, i: int, generator: torch.Generator) -> Sample:
+        """Sample i as training sees it."""
+
+    def batch(self, sample: Sample) -> Batch:
+        """What collated samples, on the device, stand for."""
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        """Write a trained module."""

@@ -620,15 +620,25 @@ class TestResuming:
     @pytest.mark.parametrize("stage", ["train", "distil"])
     def test_killed_again_and_again(self, stage: str, tmp_path: Path) -> None:
         """kill -9 at random moments between checkpoints: the end is that of an undisturbed run, to the bit."""
-        run_stage(stage, tmp_path, "whole")
         context = multiprocessing.get_context("forkserver")  # OpenMP hangs in a fork of what has used it
         context.set_forkserver_preload(["timm", "dvt_timm.train"])
+
+        def started(run: str) -> Any:  # all in children: as many threads, as many bits
+            child = context.Process(target=run_stage, args=(stage, tmp_path, run))
+            child.start()
+            return child
+
+        def finished(run: str) -> None:
+            child = started(run)
+            child.join()
+            assert child.exitcode == 0
+
+        finished("whole")
         chance, reached = random.Random(0), [0]
         checkpoint = tmp_path / "killed" / CHECKPOINT
         for _ in range(KILLS):
             before = written_at(checkpoint)
-            child = context.Process(target=run_stage, args=(stage, tmp_path, "killed"))
-            child.start()
+            child = started("killed")
             while child.is_alive() and written_at(checkpoint) == before:
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.05))
@@ -641,7 +651,7 @@ class TestResuming:
             reached.append(torch.load(checkpoint, weights_only=True)["step"])
             assert reached[-1] > reached[-2]  # it went on, and did not begin anew
         assert len(reached) > 1
-        run_stage(stage, tmp_path, "killed")
+        finished("killed")
         assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
         for file in ("model.safetensors", "metrics.json"):
             assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -527,7 +527,8 @@ class TestResults:
 
     def test_the_base_of_a_teacher(self, tmp_path: Path) -> None:
         model = teacher()
-        assert DistillStage(model, []).base == TINY
+        for given in (None, "vit_tiny_patch16_224"):  # its own name is known
+            assert DistillStage(model, [], base=given).base == TINY
         model.pretrained_cfg = {**model.pretrained_cfg, "tag": "dvt_mine"}
         with pytest.raises(CommandError, match=r"teacher's backbone: timm knows no model 'test_vit.dvt_mine'"):
             DistillStage(model, [])

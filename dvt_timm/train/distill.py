@@ -46,13 +46,13 @@ class DistillStage:
     Args:
         teacher: a denoised model with its weights.
         paths: of images.
-        base: timm name of the teacher's backbone; its own by default.
+        base: timm name of the teacher's backbone, where its own tag is none of timm's.
         size: pixels of both sides that images are squeezed to, rounded to whole patches; the model's own by default.
         grad_checkpointing: keep less for the backward pass, and compute it again.
         device: of the teacher.
 
     Raises:
-        CommandError: if timm does not know the base, or it is no name of the teacher's architecture.
+        CommandError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture.
         ValueError: if the teacher takes images of another size only.
     """
 
@@ -71,7 +71,7 @@ class DistillStage:
     ) -> None:
         self.base = _base_of(teacher, base)
         student: Any = undenoise(copy.deepcopy(teacher)).requires_grad_(True)
-        tag = f"{self.base.partition('.')[2]}_{DISTILLED}".lstrip("_")
+        tag = "_".join(filter(None, (self.base.partition(".")[2], DISTILLED)))
         student.pretrained_cfg = student.default_cfg = {**student.pretrained_cfg, "tag": tag}
         student.set_grad_checkpointing(grad_checkpointing)
         for name in LABEL_PARTS:
@@ -113,10 +113,16 @@ class DistillStage:
 
 def _base_of(teacher: Any, base: str | None) -> str:
     arch, tag = (teacher.pretrained_cfg.get(key) for key in ("architecture", "tag"))
+    own = f"{arch}.{tag}" if tag else arch
     try:
-        name = full_name(backbone_name(base or (f"{arch}.{tag}" if tag else arch)))
+        return full_name(backbone_name(own))
     except ValueError as error:
-        raise CommandError(f"the teacher's backbone: {error}, as its base") from error
+        if base is None:
+            raise CommandError(f"the teacher's backbone: {error}, as its base") from error
+    try:
+        name = full_name(backbone_name(base))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     if name.partition(".")[0] != arch:
         raise CommandError(f"the teacher is a {arch}, its base cannot be {name}; name one of {arch}")
     return name

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, TINY, random_head, serve_base
 from hub_server import Hub
 from PIL import Image
@@ -138,6 +139,24 @@ def test_forward_benchmark() -> None:
     output = run("examples/benchmarks/forward.py", "--quick")
     assert "denoised/minimal" in output
     assert output.count("vit_small_patch14_dinov2") >= 1
+
+
+@pytest.mark.slow
+def test_average_heads(tmp_path: Path) -> None:
+    heads = [random_head(64, (4, 4), seed) for seed in (0, 1)]
+    folders = [str(dvt_timm.save_head(head, tmp_path / str(i), base=TINY)) for i, head in enumerate(heads)]
+    run("examples/average_heads.py", *folders, "--out", str(tmp_path / "mean"))
+    mean = dvt_timm.load_head(tmp_path / "mean").state_dict()
+    first, second = (head.state_dict() for head in heads)
+    for key, value in mean.items():
+        torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+    config = (tmp_path / "mean/config.json").read_text()
+    assert config == (tmp_path / "0/config.json").read_text()
+    other = str(dvt_timm.save_head(random_head(64, (5, 5)), tmp_path / "other", base=TINY))
+    done = ended("examples/average_heads.py", folders[0], other, "--out", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "heads of one shape and backbone have a mean" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
     python examples/average_heads.py RUN1/last RUN2/last --out HEAD
 
-Each is a folder of `save_head`, or a run's `best` or `last`. Heads that were trained apart have no mean worth having:
-only along one line of training do weights stand for the same thing.
+Each is a folder of `save_head`, or a run's `last`; one that is named more than once counts that often. Heads that were
+trained apart have no mean worth having: only along one line of training do weights stand for the same thing.
 """
 
 import argparse

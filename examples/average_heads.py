@@ -25,7 +25,10 @@ heads, configs = zip(*(read_head(source) for source in arguments.heads), strict=
 kinds = [{key: config.get(key) for key in MUST_AGREE} for config in configs]
 for source, kind in zip(arguments.heads, kinds, strict=True):
     if kind != kinds[0] or kind["base"] is None:
-        parser.error(f"heads of one shape and backbone have a mean, got {kinds[0]} and {kind} in {source}")
+        parser.error(
+            f"only heads of one shape and backbone have a mean, got {kinds[0]} and {kind} in {source}; "
+            "give folders that save_head or train wrote for the same backbone"
+        )
 
 weights = [head.state_dict() for head in heads]
 head = heads[0]

@@ -145,18 +145,20 @@ def test_forward_benchmark() -> None:
 def test_average_heads(tmp_path: Path) -> None:
     heads = [random_head(64, (4, 4), seed) for seed in (0, 1)]
     folders = [str(dvt_timm.save_head(head, tmp_path / str(i), base=TINY)) for i, head in enumerate(heads)]
-    run("examples/average_heads.py", *folders, "--out", str(tmp_path / "mean"))
+    run("examples/average_heads.py", *folders, folders[1], "--out", str(tmp_path / "mean"))
     mean = dvt_timm.load_head(tmp_path / "mean").state_dict()
     first, second = (head.state_dict() for head in heads)
     for key, value in mean.items():
-        torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+        torch.testing.assert_close(value, (first[key] + 2 * second[key]) / 3)
     config = (tmp_path / "mean/config.json").read_text()
     assert config == (tmp_path / "0/config.json").read_text()
     other = str(dvt_timm.save_head(random_head(64, (5, 5)), tmp_path / "other", base=TINY))
-    done = ended("examples/average_heads.py", folders[0], other, "--out", str(tmp_path / "none"))
-    assert done.returncode == 2
-    assert "heads of one shape and backbone have a mean" in done.stderr
-    assert not (tmp_path / "none").exists()
+    lone = f"{folders[0]}/model.safetensors"  # does not say its backbone
+    for refused in ([folders[0], other], [lone, lone]):
+        done = ended("examples/average_heads.py", *refused, "--out", str(tmp_path / "none"))
+        assert done.returncode == 2
+        assert "give folders that save_head or train wrote" in done.stderr
+        assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

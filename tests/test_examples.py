@@ -35,6 +35,10 @@ def run(*arguments: str, **environment: str) -> str:
         (["stage1.py", "views", "--stores", "a=b"], "views needs --photos DIR"),
         (["stage1.py", "camvid", "--photos", "examples/data"], "camvid needs --camvid DIR"),
         (["heads.py", "error", "--heads", "a=b"], "error needs --photos DIR"),
+        (
+            ["heads.py", "leakage", "--photos", "a", "--folds", "5"],
+            "5 folds test on more photos than --fit and --test add up to",
+        ),
     ],
 )
 def test_benchmarks_say_what_they_need(arguments: list[str], message: str) -> None:
@@ -101,6 +105,10 @@ def test_heads_benchmark(tmp_path: Path) -> None:
     assert output.count("| raw |") == output.count("| demo |") == 1
     assert len(list(cache.iterdir())) == 2
     assert run(*script, "leakage", *options, "--fit", "1", "--test", "1") == output
+    output = run(*script, "leakage", *options, "--fit", "1", "--test", "1", "--folds", "2", "--upside-down")
+    assert "more than demo" in output
+    assert output.count("| raw |") == 2
+    assert len(list(cache.iterdir())) == 4
     output = run(*script, "passed", *options, "--count", "2")
     assert "| raw | 1.000 ±0.000 | 1.000 ±0.000 | 1.000 ±0.000 |" in output
     assert output.count("| F of 12 views and it |") == output.count("| demo |") == 2  # tables: what is left, errors

@@ -4,6 +4,7 @@
     python examples/benchmarks/heads.py passed --photos DIR --heads ...
     python examples/benchmarks/heads.py targets --photos DIR
     python examples/benchmarks/heads.py leakage --photos DIR --fit 250 --test 100 --heads ...
+    python examples/benchmarks/heads.py leakage --photos DIR --fit 100 --test 50 --folds 3 --upside-down --heads ...
     python examples/benchmarks/heads.py information --photos DIR --heads ...
     python examples/benchmarks/heads.py camvid --camvid DIR --heads ...
     python examples/benchmarks/heads.py pictures --photos DIR --out DIR --heads ...
@@ -15,7 +16,9 @@ passed       share of raw's artifacts that is left, by their width: 1 for all, 0
              at smoothness 0.1, which blurs little. F of a half and the image shows what a target that holds its own
              view lets pass
 targets      what F of few views keeps of F's own detail, by its width: 1 for all; needs no heads
-leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others
+leakage      R2 with which a linear probe reads a patch's place: fitted on some photos, tested on others. With
+             --upside-down every photo has its upside-down copy beside it, so that y is not read from content, sky above
+             and ground below. Folds test on other photos each, and are compared with those of the last head
 information  the paper's artifact measure: the largest coefficient of a channel with x and y
 camvid       mIoU of patches of random windows, six draws of them: k-NN and linear probe; every fourth patch is tested
 pictures     panels of raw features and every head's, of ten photos
@@ -29,20 +32,21 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from photos import ClosedForm, ViewCache, spread
-from PIL import Image
-from stage1_downstream import VOID, frames, patch_labels, position_table
+from PIL import Image, ImageOps
+from stage1_downstream import VOID, frames, patch_labels
 from torch import Tensor
 from tqdm import tqdm
 
 import dvt_timm
 from dvt_timm import viz
-from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou
+from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
 from dvt_timm.images import read_image
 from dvt_timm.offline import Views
 
@@ -185,8 +189,34 @@ def share_left(rests: Sequence[Tensor], artifacts: Sequence[Tensor], limits: Lim
 
 def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
     photos = spread(arguments.photos, arguments.fit + arguments.test)
-    maps = [contenders(read_image(path)) for path in tqdm(photos, unit="photo", disable=None)]
-    position_table(maps, arguments.fit)
+    maps = [turned(contenders, read_image(path), arguments) for path in tqdm(photos, unit="photo", disable=None)]
+    scores: dict[str, list[list[float]]] = {}  # of every fold: x, y, |x|, |y|
+    for fold in range(arguments.folds):
+        start = fold * arguments.test
+        order = maps[start:] + maps[:start]
+        for name in maps[0][0]:
+            fit, test = ([m[name] for m in chain(*part)] for part in (order[: arguments.fit], order[arguments.fit :]))
+            scores.setdefault(name, []).append(list(position_leakage(fit, test).values()))
+    print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}; of every fold\n")
+    places = {name: zip(*folds, strict=True) for name, folds in scores.items()}
+    print_places({name: [" ".join(f"{r2:.2f}" for r2 in place) for place in row] for name, row in places.items()})
+    if arguments.folds > 1:
+        last, reference = scores.popitem()
+        print(f"\nmore than {last}, the same photos: mean and standard error over the folds\n")
+        more = {name: (torch.tensor(f) - torch.tensor(reference)).T.tolist() for name, f in scores.items()}
+        print_places({name: [mean_and_error(place) for place in row] for name, row in more.items()})
+
+
+def print_places(rows: dict[str, list[str]]) -> None:
+    print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def turned(contenders: Contenders, image: Image.Image, arguments: argparse.Namespace) -> list[Maps]:
+    """Of an image, and of its upside-down copy if asked for."""
+    images = [image, ImageOps.flip(image)] if arguments.upside_down else [image]
+    return [contenders(each) for each in images]
 
 
 def information(contenders: Contenders, arguments: argparse.Namespace) -> None:
@@ -268,6 +298,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="photos (default: what the README reports)")
     parser.add_argument("--fit", type=int, default=250, help="photos that fit the leakage probe (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="photos that test it (default: %(default)s)")
+    parser.add_argument("--folds", type=int, default=1, help="of leakage, each with other test photos")
+    parser.add_argument("--upside-down", action="store_true", help="leakage with every photo's copy beside it")
     parser.add_argument(
         "--cache", type=Path, default=Path("stage1-cache"), help="of views and raw maps (default: %(default)s)"
     )
@@ -276,6 +308,8 @@ def main() -> None:
     folder = "camvid" if arguments.measure == "camvid" else "photos"
     if getattr(arguments, folder) is None:
         parser.error(f"{arguments.measure} needs --{folder} DIR")
+    if arguments.folds * arguments.test > arguments.fit + arguments.test:
+        parser.error(f"{arguments.folds} folds test on more photos than --fit and --test add up to")
     MEASURES[arguments.measure](Contenders(arguments.heads, ViewCache(arguments.cache)), arguments)
 
 

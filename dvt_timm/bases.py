@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models import get_pretrained_cfg, is_model, model_entrypoint
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint
 from torch import nn
 
 from . import hub
@@ -38,10 +38,19 @@ def full_name(base: str) -> str:
     try:
         if not is_model(base):
             raise RuntimeError("no such architecture")
-        tag = get_pretrained_cfg(base).tag
+        tag = base_cfg(base).tag
     except RuntimeError as error:
         raise ValueError(f"timm knows no model {base!r} ({error}); name one of timm.list_models()") from error
     return f"{base.partition('.')[0]}.{tag}" if tag else base
+
+
+def base_cfg(base: str) -> PretrainedCfg:
+    """What timm knows of a name's weights: nothing if it was registered without a cfg.
+
+    Raises:
+        RuntimeError: if timm knows no such tag.
+    """
+    return get_pretrained_cfg(base) or PretrainedCfg()
 
 
 @lru_cache
@@ -56,6 +65,6 @@ def base_sha256(base: str) -> str | None:
     for variant in published_variants():
         if variant.name == base and variant.base_file is not None:
             return variant.base_sha256
-    repo, revision = hub.split_source(get_pretrained_cfg(base).hf_hub_id or "")
+    repo, revision = hub.split_source(base_cfg(base).hf_hub_id or "")
     path = hub.cached(repo, WEIGHTS_NAME, revision) if repo else None
     return None if path is None else hub.recorded_sha256(path)

@@ -10,8 +10,8 @@ from numbers import Real
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import get_pretrained_cfg
 
+from .bases import base_cfg
 from .manifest import backbone_of, weights_path
 
 LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # words of the Hub
@@ -31,12 +31,12 @@ def render_card(
     """
     args, is_head = config["model_args"], config["kind"] == "head"
     for_timm = not {"denoiser", "stride"} & args.keys()  # plain timm knows neither
-    base_cfg = get_pretrained_cfg(backbone_of(config["base"]))
+    cfg = base_cfg(backbone_of(config["base"]))
     data = ModelCardData(
-        base_model=base_cfg.hf_hub_id,
+        base_model=cfg.hf_hub_id,
         base_model_relation="adapter" if is_head else "finetune",
         library_name="timm" if for_timm else "dvt-timm",
-        **_licence(base_cfg.license),
+        **_licence(cfg.license),
         pipeline_tag="image-feature-extraction",
         tags=["dvt-timm", "timm", "vision-transformer", "denoising", "dense-prediction"],
         datasets=list(datasets) or None,

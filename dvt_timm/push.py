@@ -12,10 +12,9 @@ from typing import Any
 import timm
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.hf_api import RepoFile
-from timm.models import get_pretrained_cfg
 
 from . import hub
-from .bases import plain_model
+from .bases import base_cfg, plain_model
 from .card import Metrics, eval_results, render_card, title_of
 from .checkpoints import read_head, save_head, uncompiled, write_config
 from .files import read_json, sha1s_of
@@ -127,7 +126,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
     if base.partition(".")[0] != arch:
         raise ValueError(f"the model is a {arch}, its base cannot be {base}; leave base out, or name one of {arch}")
     try:
-        get_pretrained_cfg(base)
+        base_cfg(base)
     except RuntimeError as error:
         raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
     head = uncompiled(getattr(module, "denoiser", None))
@@ -145,7 +144,7 @@ def _write_head(
     if head.dim != dim:
         raise ValueError(f"the head is {head.dim} channels wide, {base} has {dim}; name the base that it belongs to")
     config = read_json(save_head(head, folder, base=base, stride=stride) / CONFIG_NAME)
-    source = get_pretrained_cfg(base).hf_hub_id
+    source = base_cfg(base).hf_hub_id
     if config["base_sha256"] is None and source:
         try:
             config["base_sha256"] = hub.published_sha256(source, token)

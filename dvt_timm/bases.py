@@ -16,6 +16,8 @@ from . import hub
 from .hub import WEIGHTS_NAME
 from .manifest import published_variants
 
+VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
+
 
 def plain_model(base: str) -> Any:
     """A timm ViT without weights or memory, for its sizes; the same one for a name, so not to be changed.
@@ -51,6 +53,11 @@ def base_cfg(base: str) -> PretrainedCfg:
         RuntimeError: if timm knows no such tag.
     """
     return get_pretrained_cfg(base) or PretrainedCfg()
+
+
+def takes_denoiser(base: str) -> bool:
+    """Whether `create_model` takes a head for a name: not for ViTs of another module of timm or of one's own."""
+    return model_entrypoint(base).__module__ in VIT_MODULES
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .bases import base_cfg
+from .bases import base_cfg, takes_denoiser
 from .manifest import backbone_of, weights_path
 
 LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # words of the Hub
@@ -52,6 +52,7 @@ def render_card(
         config=config,
         denoiser=args.get("denoiser"),
         is_head=is_head,
+        by_name=takes_denoiser(config["base"]),
         for_timm=for_timm,
         results=[
             [

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from . import viz
 from ._version import __version__
+from .bases import takes_denoiser
 from .files import CommandError, replacing
 from .hub import HUB_PREFIX
 from .images import ImageError, Preprocessing, check_aspect, images_in, printable, read_image
-from .registry import VIT_MODULES
 from .saved import holds_backbone, is_saved_model
 
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
@@ -72,7 +72,7 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
         CommandError: if the name, the weights or the device are not to be had.
     """
     arch = name.partition(".")[0]
-    if timm.is_model(arch) and timm.model_entrypoint(arch).__module__ not in VIT_MODULES:
+    if timm.is_model(arch) and not takes_denoiser(arch):
         raise CommandError(f"{name} is no timm VisionTransformer or Eva: it has no patch tokens")
     options: dict[str, Any] = {}
     try:

@@ -15,14 +15,12 @@ from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .bases import plain_model
+from .bases import VIT_MODULES, plain_model, takes_denoiser
 from .checkpoints import is_head_config, refused
 from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
 from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path
 from .saved import saved_config
-
-VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
 
 _variants: dict[str, Variant] = globals().get("_variants", {})  # a reload keeps what users registered
 
@@ -70,7 +68,7 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
         raise ValueError(f"name must be '<arch>.<tag>' with the architecture of base {base!r}, got {name!r}")
     if not is_model(base):
         raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
-    if model_entrypoint(arch).__module__ not in VIT_MODULES:
+    if not takes_denoiser(arch):
         raise ValueError(f"{arch} is not among timm's ViT, DeiT and EVA models, whose patch tokens can be denoised")
     known = _variants.get(base, Variant(name, base))
     if known.distilled:

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from helpers import DEMO, full_disk, random_head
 from safetensors.torch import load_file, save_file
-from timm.models import build_model_with_cfg, register_model
-from timm.models.vision_transformer import VisionTransformer
 
 import dvt_timm
 from dvt_timm import registry
-from dvt_timm.card import render_card
-from dvt_timm.files import read_json
 
 BASE = "vit_small_patch14_dinov2.lvd142m"
 
@@ -196,18 +191,3 @@ def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
     ):
         data = weights_path(file).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
-
-
-@register_model
-def vit_of_ones_own(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    sizes: dict[str, Any] = {"img_size": 28, "patch_size": 14, "embed_dim": 64, "depth": 1, "num_heads": 2}
-    return build_model_with_cfg(VisionTransformer, "vit_of_ones_own", pretrained, **sizes, **kwargs)
-
-
-def test_a_head_for_a_name_that_timm_has_no_weights_of(tmp_path: Path) -> None:
-    head = random_head(64, (2, 2))
-    config = read_json(dvt_timm.save_head(head, tmp_path / "head", base="vit_of_ones_own") / "config.json")
-    assert (config["base"], config["base_sha256"]) == ("vit_of_ones_own", None)
-    assert "base_model" not in render_card(config, "local-dir:head").data.to_dict()
-    model = dvt_timm.denoise(timm.create_model("vit_of_ones_own"), dvt_timm.load_head(tmp_path / "head"))
-    assert model.forward_features(torch.randn(1, 3, 28, 28)).shape == (1, 5, 64)

@@ -37,7 +37,7 @@ def run(*arguments: str, **environment: str) -> str:
         (["heads.py", "error", "--heads", "a=b"], "error needs --photos DIR"),
         (
             ["heads.py", "leakage", "--photos", "a", "--folds", "5"],
-            "5 folds test on more photos than --fit and --test add up to",
+            "--fit 250 --test 100 allows --folds 1 to 3, got 5",
         ),
     ],
 )
@@ -108,6 +108,7 @@ def test_heads_benchmark(tmp_path: Path) -> None:
     output = run(*script, "leakage", *options, "--fit", "1", "--test", "1", "--folds", "2", "--upside-down")
     assert "more than demo" in output
     assert output.count("| raw |") == 2
+    assert output.count("| demo |") == 1
     assert len(list(cache.iterdir())) == 4
     output = run(*script, "passed", *options, "--count", "2")
     assert "| raw | 1.000 ±0.000 | 1.000 ±0.000 | 1.000 ±0.000 |" in output

@@ -20,6 +20,8 @@ from helpers import DEMO, TINY, full_disk, random_head, same_weights, serve_base
 from hub_server import Hub
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from timm.models import build_model_with_cfg, register_model
+from timm.models.vision_transformer import VisionTransformer
 
 import dvt_timm
 from dvt_timm import registry
@@ -59,7 +61,28 @@ def card_of(hub: Hub, repo: str) -> ModelCard:
     return ModelCard(hub.repos[repo].files()[CARD].decode())
 
 
+@register_model
+def vit_of_ones_own(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Without a pretrained cfg."""
+    sizes: dict[str, Any] = {"img_size": 28, "patch_size": 14, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    return build_model_with_cfg(VisionTransformer, "vit_of_ones_own", pretrained, **sizes, **kwargs)
+
+
 class TestHeads:
+    def test_of_a_vit_that_timm_has_no_weights_of(self, hub: Hub, tmp_path: Path) -> None:
+        model = dvt_timm.denoise(timm.create_model("vit_of_ones_own").eval(), random_head(64, (2, 2)))
+        for pushed, repo in ((model.denoiser, "me/head"), (model, "me/of-a-model")):
+            dvt_timm.push_to_hub(pushed, repo, base="vit_of_ones_own")
+            config = json.loads(hub.repos[repo].files()[CONFIG])
+            assert (config["base"], config["base_sha256"]) == ("vit_of_ones_own", None)
+            card = card_of(hub, repo)
+            assert "base_model" not in card.data.to_dict()
+            assert "create_model" not in card.text
+            (example,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+            names = {"model": timm.create_model("vit_of_ones_own").eval()}
+            exec(example, names)
+            assert same_weights(names["model"].denoiser, model.denoiser)
+
     def test_round_trip(self, hub: Hub, base: Any, head: Any, storage: None) -> None:
         commit = dvt_timm.push_to_hub(head, "me/head", base=TINY)
         repo = hub.repos["me/head"]

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from photos import ClosedForm, ViewCache, spread
 from PIL import Image, ImageOps
-from stage1_downstream import VOID, frames, patch_labels
+from stage1_downstream import VOID, frames, patch_labels, print_places
 from torch import Tensor
 from tqdm import tqdm
 
@@ -189,7 +189,10 @@ def share_left(rests: Sequence[Tensor], artifacts: Sequence[Tensor], limits: Lim
 
 def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
     photos = spread(arguments.photos, arguments.fit + arguments.test)
-    maps = [turned(contenders, read_image(path), arguments) for path in tqdm(photos, unit="photo", disable=None)]
+    maps = [
+        [contenders(image) for image in turned(read_image(path), arguments.upside_down)]
+        for path in tqdm(photos, unit="photo", disable=None)
+    ]
     scores: dict[str, list[list[float]]] = {}  # of every fold: x, y, |x|, |y|
     for fold in range(arguments.folds):
         start = fold * arguments.test
@@ -200,23 +203,16 @@ def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
     print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.test}; of every fold\n")
     places = {name: zip(*folds, strict=True) for name, folds in scores.items()}
     print_places({name: [" ".join(f"{r2:.2f}" for r2 in place) for place in row] for name, row in places.items()})
-    if arguments.folds > 1:
+    if arguments.folds > 1 and contenders.heads:
         last, reference = scores.popitem()
         print(f"\nmore than {last}, the same photos: mean and standard error over the folds\n")
         more = {name: (torch.tensor(f) - torch.tensor(reference)).T.tolist() for name, f in scores.items()}
         print_places({name: [mean_and_error(place) for place in row] for name, row in more.items()})
 
 
-def print_places(rows: dict[str, list[str]]) -> None:
-    print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
-    for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def turned(contenders: Contenders, image: Image.Image, arguments: argparse.Namespace) -> list[Maps]:
-    """Of an image, and of its upside-down copy if asked for."""
-    images = [image, ImageOps.flip(image)] if arguments.upside_down else [image]
-    return [contenders(each) for each in images]
+def turned(image: Image.Image, upside_down: bool) -> list[Image.Image]:
+    """The image, and its upside-down copy if asked for."""
+    return [image, ImageOps.flip(image)] if upside_down else [image]
 
 
 def information(contenders: Contenders, arguments: argparse.Namespace) -> None:
@@ -308,8 +304,9 @@ def main() -> None:
     folder = "camvid" if arguments.measure == "camvid" else "photos"
     if getattr(arguments, folder) is None:
         parser.error(f"{arguments.measure} needs --{folder} DIR")
-    if arguments.folds * arguments.test > arguments.fit + arguments.test:
-        parser.error(f"{arguments.folds} folds test on more photos than --fit and --test add up to")
+    most = (arguments.fit + arguments.test) // max(arguments.test, 1)
+    if not 1 <= arguments.folds <= most:
+        parser.error(f"--fit {arguments.fit} --test {arguments.test} allows --folds 1 to {most}, got {arguments.folds}")
     MEASURES[arguments.measure](Contenders(arguments.heads, ViewCache(arguments.cache)), arguments)
 
 

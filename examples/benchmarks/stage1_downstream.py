@@ -58,12 +58,20 @@ def maps_in(stores: Sequence[str], count: int) -> list[dict[str, Tensor]]:
 def position_table(maps: list[dict[str, Tensor]], num_fit: int) -> None:
     """Fitted on the first photos, tested on the others."""
     print(f"R2 of position, fitted on {num_fit} photos, tested on {len(maps) - num_fit}\n")
-    print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
+    rows: dict[str, list[str]] = {}
     for part in maps[0]:
         if not part.startswith("G "):
             features = [of_photo[part] for of_photo in maps]
             scores = position_leakage(features[:num_fit], features[num_fit:])
-            print(f"| {part} | " + " | ".join(f"{score:.2f}" for score in scores.values()) + " |", flush=True)
+            rows[part] = [f"{score:.2f}" for score in scores.values()]
+    print_places(rows)
+
+
+def print_places(rows: dict[str, list[str]]) -> None:
+    """A table of what is read of a patch's place."""
+    print("| features | x | y | x distance | y distance |\n| --- | --- | --- | --- | --- |")
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def subtract(maps: list[dict[str, Tensor]], artifact: Tensor) -> None:

@@ -12,13 +12,13 @@ arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or
 """
 
 from ._version import __version__
-from .checkpoints import load_head, save_head
+from .checkpoints.heads import load_head, save_head
+from .checkpoints.models import save_model
+from .checkpoints.published import convert_checkpoint
 from .head import DenoiserHead
 from .models import DenoisedEva, DenoisedVisionTransformer, denoise
-from .published import convert_checkpoint
-from .push import push_to_hub
+from .publish.push import push_to_hub
 from .registry import list_variants, register_published, register_variant
-from .saved import save_model
 
 __all__ = [
     "DenoisedEva",

@@ -14,14 +14,14 @@ from timm.models._features import FeatureGetterNet
 from timm.models.eva import Eva
 from torch import Tensor
 
-from . import hub
-from .checkpoints import head_from_state, read_head
+from .checkpoints.backbone import SAVED, load_backbone
+from .checkpoints.heads import head_from_state, read_head
+from .checkpoints.models import holds_denoiser, name_a_denoiser
+from .checkpoints.published import published_head, published_weights
 from .head import DenoiserHead
-from .loading import SAVED, load_backbone
+from .hub import client as hub
 from .manifest import Variant, backbone_of, named_patch_size
 from .models import denoise
-from .published import published_head, published_weights
-from .saved import holds_denoiser, name_a_denoiser
 from .stride import OverlapPatchEmbed, set_stride
 
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict")  # PretrainedCfg fields that name weights

@@ -15,12 +15,12 @@ from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, model_entrypoint, register_model
 from torch import nn
 
-from .bases import VIT_MODULES, plain_model, takes_denoiser
-from .checkpoints import is_head_config, refused
+from .checkpoints.heads import is_head_config, refused
+from .checkpoints.models import saved_config
 from .factory import NOWHERE, build_model, build_plain, field, warn_of_lost_tag
 from .head import DenoiserHead, as_grid
 from .manifest import Variant, published_variants, weights_path
-from .saved import saved_config
+from .names import VIT_MODULES, plain_model, takes_denoiser
 
 _variants: dict[str, Variant] = globals().get("_variants", {})  # a reload keeps what users registered
 

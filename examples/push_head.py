@@ -13,7 +13,7 @@ import timm
 import torch
 
 import dvt_timm
-from dvt_timm.push import load_folder
+from dvt_timm.publish.push import load_folder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("repo", metavar="USER/REPO")

@@ -21,7 +21,7 @@ import timm
 import torch
 
 import dvt_timm  # noqa: F401  adds the names
-from dvt_timm.images import images_in
+from dvt_timm._util.images import images_in
 from dvt_timm.offline import ImageFitter, fit_store, open_store
 from dvt_timm.train import TrainConfig, train_denoiser
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hub_server import Hub
@@ -21,7 +21,7 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
 
 import huggingface_hub
 import torch
-from helpers import serve_base, serve_head
+from helpers import Hurried, serve_base, serve_head
 from huggingface_hub.utils import _http
 
 import dvt_timm
@@ -40,16 +40,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "time", Hurried)
     yield HUB
     assert HUB.wrong == []
-
-
-class Hurried:
-    """`time` without its waits, which are noted down."""
-
-    waited: ClassVar[list[float]] = []
-
-    @classmethod
-    def sleep(cls, seconds: float) -> None:
-        cls.waited.append(seconds)
 
 
 @pytest.fixture

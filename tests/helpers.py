@@ -6,23 +6,36 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import pytest
+import numpy as np
 import timm
 import torch
 from hub_server import Hub
+from PIL import Image
 from safetensors.torch import save
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import dvt_timm
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN = ROOT / "tests" / "golden"
+LARGE_GOLDEN = ROOT.parent / "shared" / "golden"  # the same at the size of real heads, where it is at hand
 DEMO = "vit_small_patch14_dinov2.dvt_demo"
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data at {GOLDEN}")
+# heads of the authors' code: (width, grid, blocks), and the folder of what was recorded
+GOLDEN_HEADS = {
+    name: (arguments, folder)
+    for name, arguments, folder in (
+        ("d64_g9_b1", (64, (9, 9), 1), GOLDEN),
+        ("d128_g6_b2", (128, (6, 6), 2), GOLDEN),
+        ("d128_g37_b1", (128, (37, 37), 1), LARGE_GOLDEN),
+        ("d192_g32_b2", (192, (32, 32), 2), LARGE_GOLDEN),
+    )
+    if folder.is_dir()
+}
 
 # one name of every family, and its base
 FAMILIES = {
@@ -130,3 +143,35 @@ def full_disk(size: int = 20_000) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def photo(seed: int = 0) -> Image.Image:
+    """Smooth random colours."""
+    noise = np.random.default_rng(seed).integers(0, 255, size=(6, 7, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
+
+
+def fitter(**options: Any) -> ImageFitter:
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, dynamic_img_size=True).eval()
+    return ImageFitter(model, LeastSquaresSolver(), **{"num_views": 3, "size": 64, "batch_size": 4, **options})
+
+
+def photos(folder: Path, count: int = 5, first: int = 0) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i in range(first, first + count):
+        noise = np.random.default_rng(i).integers(0, 255, size=(4, 5, 3), dtype=np.uint8)
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(noise).resize((80, 64)).save(paths[-1])
+    return paths
+
+
+class Hurried:
+    """`time` without its waits, which are noted down."""
+
+    waited: ClassVar[list[float]] = []
+
+    @classmethod
+    def sleep(cls, seconds: float) -> None:
+        cls.waited.append(seconds)

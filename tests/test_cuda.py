@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import TINY, create, images
-from test_views import photo
+from helpers import TINY, create, images, photo
 
 import dvt_timm
-from dvt_timm.cli import main
+from dvt_timm.cli.main import main
 from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, Views, open_store, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.solution import collect

@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm import saved
+from dvt_timm.checkpoints import models as saved
 from dvt_timm.manifest import weights_path
 
 BASE_FILE = weights_path("demo/backbone.safetensors")

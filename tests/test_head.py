@@ -4,23 +4,21 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GOLDEN, needs_golden, random_head
+from helpers import GOLDEN_HEADS, random_head
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dvt_timm import DenoiserHead
 from dvt_timm import head as head_module
-from dvt_timm.convert import read_checkpoint
-
-GOLDEN_HEADS = {"d128_g37_b1": (128, (37, 37), 1), "d192_g32_b2": (192, (32, 32), 2)}
+from dvt_timm.checkpoints.tensors import read_checkpoint
 
 
-@needs_golden
 @pytest.mark.parametrize("name", GOLDEN_HEADS)
 def test_equals_the_authors_head(name: str) -> None:
-    head = DenoiserHead(*GOLDEN_HEADS[name]).eval()
-    head.load_state_dict(read_checkpoint(GOLDEN / f"official_denoiser_{name}.pth"))
-    recorded = load_file(GOLDEN / f"denoiser_io_{name}.safetensors")
+    arguments, folder = GOLDEN_HEADS[name]
+    head = DenoiserHead(*arguments).eval()
+    head.load_state_dict(read_checkpoint(folder / f"official_denoiser_{name}.pth"))
+    recorded = load_file(folder / f"denoiser_io_{name}.safetensors")
     inputs = [key for key in recorded if key.startswith("in_")]
     assert len(inputs) == 4
     for key in inputs:

@@ -8,8 +8,8 @@
 it wrote.
 """
 
-from ..files import CommandError
-from ..images import ImageError
+from .._util.files import CommandError
+from .._util.images import ImageError
 from .coords import image_grid
 from .fit import ImageFitter, Solver, ViewPairs, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver

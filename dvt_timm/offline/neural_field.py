@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, grid_sample, mse_loss
 from tqdm import trange
 
-from ..schedule import warmed_up_cosine
+from .._util.schedule import warmed_up_cosine
 from .coords import places_in_image
 from .hash_grid import HashGrid, TinyCudaGrid
 from .solution import Decomposition, Views, collect

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import CommandError, sha256_of
-from ..hub import WEIGHTS_NAME
-from ..images import ImageError, check_aspect, printable, read_image
+from .._util.files import CommandError, sha256_of
+from .._util.images import ImageError, check_aspect, printable, read_image
+from ..hub.client import WEIGHTS_NAME
 from ..manifest import published_variants
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition

@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._util.files import CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
+from .._util.images import printable
 from .._version import __version__
-from ..files import CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
-from ..images import printable
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
 OWN_FILES = r"store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"

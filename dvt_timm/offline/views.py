@@ -23,9 +23,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
-from ..ahead import made_ahead
-from ..checkpoints import uncompiled
-from ..images import Preprocessing, as_image, pixels_of, preprocessing_of
+from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
+from .._util.threads import made_ahead
+from ..checkpoints.heads import uncompiled
 from ..models import plain_intermediates
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..files import CommandError, replacing
+from .._util.files import CommandError, replacing
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
 

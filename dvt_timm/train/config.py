@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from ..schedule import warmed_up_cosine
+from .._util.schedule import warmed_up_cosine
 
 Precision = Literal["no", "bf16", "fp16"]
 BASE_RATE, BASE_BATCH = 2e-4, 256  # the authors scale the peak by the root of the batch size

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..ahead import made_ahead
-from ..files import sha256_of
-from ..images import ImageError, Preprocessing, check_aspect, read_image
+from .._util.files import sha256_of
+from .._util.images import ImageError, Preprocessing, check_aspect, read_image
+from .._util.threads import made_ahead
 from ..offline import Decomposition, ImageFitter, ViewPairs
 from ..offline.run import seed_of, settings_of
 from ..offline.store import check_pair

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..bases import full_name, plain_model
-from ..checkpoints import save_head
-from ..files import CommandError
+from .._util.files import CommandError
+from ..checkpoints.heads import save_head
 from ..head import DenoiserHead
+from ..names import full_name, plain_model
 from ..offline import FeatureStore
 from ..offline.run import fingerprint
 from ..registry import backbone_name

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bases import full_name
-from ..files import CommandError
-from ..images import preprocessing_of
+from .._util.files import CommandError
+from .._util.images import preprocessing_of
+from ..checkpoints.models import save_model
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
+from ..names import full_name
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
 from ..registry import backbone_name
-from ..saved import save_model
 from .data import Images, Sample, digest_of
 from .loss import at_least_float32
 from .stage import Batch

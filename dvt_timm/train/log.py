@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from .._util.files import replacing
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import viz
-from ..files import CommandError, replacing
-from ..images import ImageError, read_image
+from .._util.files import CommandError, replacing
+from .._util.images import ImageError, read_image
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
 from .data import Sample, Stream, batches, collate, derived_seed, positions, split

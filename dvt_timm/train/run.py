@@ -11,12 +11,21 @@ from typing import Any
 
 import torch
 
-from ..card import eval_results, render_card
-from ..files import METRICS, CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
-from ..hub import CONFIG_NAME
+from .._util.files import (
+    METRICS,
+    CommandError,
+    alone_in,
+    check_settings,
+    read_json,
+    remove_scratch,
+    replacing,
+    write_json,
+)
+from ..hub.client import CONFIG_NAME
 from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..offline import FeatureStore
 from ..offline.run import WAITING
+from ..publish.card import eval_results, render_card
 from .config import TrainConfig
 from .data import OnlinePairs
 from .denoiser import DenoiserStage

@@ -46,8 +46,8 @@ from tqdm import tqdm
 
 import dvt_timm
 from dvt_timm import viz
+from dvt_timm._util.images import read_image
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
-from dvt_timm.images import read_image
 from dvt_timm.offline import Views
 
 SEEDS = range(6)

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dvt_timm  # noqa: F401  adds the name
-from dvt_timm.files import replacing
-from dvt_timm.images import images_in, preprocessing_of, read_image
+from dvt_timm._util.files import replacing
+from dvt_timm._util.images import images_in, preprocessing_of, read_image
 from dvt_timm.models import plain_intermediates
 from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy

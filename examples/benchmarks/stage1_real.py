@@ -16,7 +16,7 @@ from planted import plant
 from torch import Tensor
 from tqdm import tqdm
 
-from dvt_timm.images import read_image
+from dvt_timm._util.images import read_image
 from dvt_timm.offline import Decomposition, LeastSquaresSolver, NeuralFieldSolver, Views, unexplained
 from dvt_timm.offline.grid_field import GridField
 

@@ -1,0 +1,31 @@
+"""Errors of more than one room, and warnings that blame the line of the caller."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+OURS = ("dvt_timm", "timm")
+
+
+class RunError(ValueError):
+    """A run cannot begin or go on: its folder has other settings, a file of it is damaged, its numbers are not finite.
+
+    What was written before is intact; the text says what to do.
+    """
+
+
+def warn_caller(message: str) -> None:
+    """Warn, and blame the innermost line that is neither this package's nor timm's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_back is not None and _is_ours(frame):
+        frame = frame.f_back
+    assert frame is not None
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    module = frame.f_globals.get("__name__", "<string>")
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in OURS

@@ -1,0 +1,157 @@
+"""The authors' published files: heads and distilled weights, from the Hub or from a copy on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+
+from .._util.files import replacing
+from ..head import DenoiserHead
+from ..hub import client as hub
+from ..manifest import Variant, weights_path
+from ..names import plain_model
+from .heads import head_from_state, read_head, read_tensors, refused, save_head
+from .models import save_model
+from .tensors import check_finite, is_head, read_checkpoint
+
+logger = logging.getLogger("dvt_timm")
+
+
+def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | None = None) -> Path:
+    """Turn an authors' `.pth` into a folder: a head as `save_head` writes it, or distilled weights as `save_model`.
+
+    Args:
+        source: a denoised checkpoint, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
+            one, `{"model": state_dict, ...}` with timm's keys behind "model.".
+        folder: made if it does not exist.
+        base: timm name of the backbone, "arch.tag"; by default the name of the file, as the authors' files have it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such checkpoint, is damaged, would run code, or does not fit `base`.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} not found; give one of the authors' .pth files")
+    base = base or source.name.removesuffix(".pth")
+    try:
+        plain = plain_model(base)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; give the base of the file (--base)") from error
+    state = read_checkpoint(source)
+    if not is_head(state):
+        return save_model(_distilled_model(base, _without_classifier(state, base), plain, source), folder)
+    head = head_from_state(state, {}, source)
+    if head.dim != plain.embed_dim:
+        raise ValueError(
+            f"{source} holds a head {head.dim} channels wide, {base} has {plain.embed_dim}; name the base it is for"
+        )
+    return save_head(head, folder, base=base)
+
+
+def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Path) -> Any:
+    """A plain model with these weights, at the image size of their position embedding.
+
+    Raises:
+        ValueError: if they do not fit, or are not finite.
+    """
+    check_finite(state, source)
+    if "pos_embed" not in state or state["pos_embed"].ndim != 3:
+        raise ValueError(f"{source} does not fit {base}: it holds no 'pos_embed' (1, tokens, dim)")
+    side = math.isqrt(state["pos_embed"].shape[1] - (0 if plain.no_embed_class else plain.num_prefix_tokens))
+    try:
+        model = timm.create_model(
+            base,
+            pretrained=True,
+            pretrained_cfg_overlay={"state_dict": state, "num_classes": 0},
+            img_size=side * plain.patch_embed.patch_size[0],
+            dynamic_img_size=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{source} does not fit {base}: {error}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # timm 1.0.21 would try to write it as JSON
+    return model
+
+
+def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor]:
+    """Distillation trains the features alone: a classifier in the file is the base's and no longer belongs to them."""
+    prefix = f"{get_pretrained_cfg(base).classifier}."
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
+    """The head of a variant, from its repository, the package's own files, or a user's source, and its configuration.
+
+    Raises:
+        RuntimeError: if it has none.
+        OSError: if it is not to be had.
+        ValueError: if it is damaged.
+    """
+    if variant.head is not None:
+        return read_head(variant.head, cache_dir)
+    state, source = _published_tensors(variant, cache_dir)
+    return head_from_state(state, {}, source), {"base": variant.base}
+
+
+def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+    """The distilled weights of a variant, under timm's keys, without a classifier; errors as `published_head`."""
+    state, source = _published_tensors(variant, cache_dir)
+    return _without_classifier(check_finite(state, source), variant.base)
+
+
+def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a variant's file, and where they come from."""
+    if variant.file is None:
+        raise RuntimeError(
+            f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
+            "or build with pretrained=False"
+        )
+    if variant.repo is None:
+        path = weights_path(variant.file)
+        return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
+    fetch = partial(hub.fetch, variant.repo, variant.file, cache_dir=cache_dir, sha256=variant.sha256)
+    path = fetch(revision=variant.revision, check_cached=False)
+    kept = _place_beside(path, variant)
+    if (state := _read_kept(kept)) is None:
+        path = fetch(revision=hub.commit_of(path))
+        with refused(f"{variant.repo}/{variant.file}"):
+            state = read_checkpoint(path)
+        _keep(state, kept)
+    return state, f"{variant.repo}/{variant.file}"
+
+
+def _place_beside(path: Path, variant: Variant) -> Path:
+    """Where the tensors of a cached `.pth` are kept as safetensors, so that it is read once."""
+    version = variant.sha256 or hub.recorded_sha256(path) or hub.commit_of(path)
+    return hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
+
+
+def _read_kept(kept: Path) -> dict[str, Tensor] | None:
+    """None if there are none, or if they are damaged."""
+    try:
+        return read_tensors(kept) if kept.is_file() else None
+    except ValueError as error:
+        logger.warning("%s; it is made again", error)
+        return None
+
+
+def _keep(state: dict[str, Tensor], kept: Path) -> None:
+    """Write them, if the cache can be written: one that is full or read-only loads all the same."""
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        with replacing(kept) as scratch:
+            save_file({key: value.contiguous() for key, value in state.items()}, scratch, {"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        logger.info("%s is not kept: %s", kept, error)

@@ -1,0 +1,70 @@
+"""The authors' files: what is read of them, and what is not."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN_HEADS, random_head
+
+from dvt_timm.checkpoints.tensors import read_checkpoint
+
+
+@pytest.mark.parametrize("name", GOLDEN_HEADS)
+def test_the_authors_files(name: str) -> None:
+    """They hold a numpy float64 scalar, which weights_only alone refuses."""
+    path = GOLDEN_HEADS[name][1] / f"official_denoiser_{name}.pth"
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    assert "pos_embed" in read_checkpoint(path)
+
+
+def test_a_numpy_scalar_is_admitted(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": np.float64(0.1)}}, path)
+    assert read_checkpoint(path).keys() == {"pos_embed"}
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.int64(3), np.zeros(3), np.dtype("O"), np.str_("x")])
+def test_nothing_else_of_numpy_is(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": value}}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(path)
+
+
+def test_the_prefix_is_stripped_only_where_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"model.a.model.b": torch.ones(1), "c.model.d": torch.ones(1)}}, path)
+    assert read_checkpoint(path).keys() == {"a.model.b", "c.model.d"}
+
+
+def test_code_does_not_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "a.pth"
+    torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": Hostile()}, path)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: it holds a ") as caught:
+        read_checkpoint(path)
+    assert "weights_only=False" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [{"step": 1}, [1, 2], {"denoiser": {"a": 1}}, {"denoiser": {1: torch.ones(1)}}])
+def test_other_contents(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth holds"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"denoiser": random_head().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(path)

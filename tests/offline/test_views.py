@@ -1,0 +1,283 @@
+"""Views of an image: what they show lies where they say, for every kind of model; and stage 1 on a planted ViT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import FAMILIES, TINY, create, create_pair, images, photo, random_head
+from PIL import Image
+from torch import nn
+
+import dvt_timm
+from dvt_timm.offline import ImageError, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, fit_image, sample_views
+from dvt_timm.offline.solution import collect
+from dvt_timm.offline.views import sample_windows
+
+SIZE = 160  # pixels, 10 x 10 patches
+
+
+def ramps(width: int = 320, height: int = 320) -> Image.Image:
+    """Red grows with x, green with y."""
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    return Image.fromarray((255 * np.stack([x, y, 0 * x], axis=2)).round().astype(np.uint8))
+
+
+def seeing(**options: Any) -> Any:
+    """A real ViT whose patch features are its position embedding plus, in two channels, mean red and green in 0..1."""
+    model = timm.create_model(TINY, dynamic_img_size=True, num_classes=0, **options).eval()
+    cfg = model.pretrained_cfg
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # blocks pass their input on
+        kernel = model.patch_embed.proj.weight
+        for i in range(2):
+            kernel[i, i] = cfg["std"][i] / kernel[0, 0].numel()
+            model.patch_embed.proj.bias[i] = cfg["mean"][i]
+    model.norm = nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["jitter", "crops"])
+@pytest.mark.parametrize("stride", [16, 8])
+def test_features_lie_where_xy_says(kind: Any, stride: int) -> None:
+    views = collect(sample_views(seeing(stride=stride), ramps(), kind=kind, num_views=12, batch_size=5))
+    side = (SIZE - 16) // stride + 1
+    assert views.features.shape == (13, side, side, 64)
+    assert views.features.dtype == torch.float32
+    seen = views.features[..., :2]
+    # a patch on the mirror line averages both of its sides
+    inside = ((views.xy - 0.5).abs() < 0.42).all(dim=-1)
+    assert inside.float().mean() > 0.4
+    torch.testing.assert_close(seen[inside], views.xy[inside], atol=0.01, rtol=0)
+
+
+def test_the_last_view_is_the_whole_image_and_some_are_mirrored() -> None:
+    stream = sample_views(seeing(), ramps(), num_views=12)
+    assert stream.num_views == 13
+    assert stream.windows.boxes[-1].tolist() == [0, 0, 1, 1]
+    assert not stream.windows.flipped[-1]
+    assert 0 < stream.windows.flipped.sum() < 12
+    centres = (torch.arange(10) + 0.5) / 10
+    torch.testing.assert_close(stream.xy[-1, 0, :, 0], centres)
+    torch.testing.assert_close(stream.xy[-1, :, 0, 1], centres)
+
+
+def test_kinds_are_as_documented() -> None:
+    jitter = sample_windows(2000, "jitter", 0, (100, 200)).boxes[:-1]
+    sides = jitter[:, 2:] - jitter[:, :2]
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])
+    assert 0.6 <= sides.min() < 0.61
+    assert 1.24 < sides.max() <= 1.25
+    centre = (jitter[:, 2:] + jitter[:, :2]) / 2
+    assert 0.24 < (centre - 0.5).abs().max() <= 0.25
+    crops = sample_windows(2000, "crops", 0, (100, 200)).boxes[:-1]
+    assert crops.min() >= 0
+    assert crops.max() <= 1
+    width, height = (crops[:, 2:] - crops[:, :2]).unbind(1)
+    assert 0.1 <= (width * height).min() < 0.11
+    assert (width * height).max() <= 0.5
+    aspect = 200 * width / (100 * height)  # in pixels
+    assert 0.75 <= aspect.min() < 0.76
+    assert aspect.max() <= 4 / 3
+
+
+def test_places_are_known_before_the_first_pass_and_hold_for_every_image() -> None:
+    model = seeing()
+    one, other = (sample_views(model, photo(seed), seed=3, num_views=5) for seed in (0, 1))
+    assert torch.equal(one.xy, other.xy)
+    assert torch.equal(collect(one).xy, one.xy)
+    assert not torch.equal(one.xy, sample_views(model, photo(), seed=4, num_views=5).xy)
+
+
+def test_a_seed_gives_the_same_bits() -> None:
+    model = create(TINY)
+    first, second = (collect(sample_views(model, photo(), num_views=4, seed=7)) for _ in range(2))
+    assert torch.equal(first.features, second.features)
+
+
+def test_size_and_aspect() -> None:
+    model, image = seeing(), ramps(300, 200)
+    assert sample_views(model, image).size == (160, 160)
+    assert sample_views(model, image, size=100).size == (96, 96)
+    stream = sample_views(model, image, size=96, keep_aspect=True, num_views=3)
+    assert stream.size == (96, 144)
+    views = collect(stream)
+    assert views.features.shape == (4, 6, 9, 64)
+    torch.testing.assert_close(views.features[-1, ..., :2], views.xy[-1], atol=0.01, rtol=0)
+
+
+def test_models_of_odd_sizes() -> None:
+    padded = timm.create_model(TINY, img_size=100, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    views = collect(sample_views(padded, photo(), num_views=1))
+    assert views.features.shape[1:3] == (6, 6)
+    wide = timm.create_model(TINY, img_size=(64, 96), dynamic_img_size=False).eval()
+    assert fit_image(wide, photo(), num_views=2).semantics.shape == (4, 6, 64)
+    assert fit_image(wide, ramps(96, 64), num_views=2, keep_aspect=True).semantics.shape == (4, 6, 64)
+
+
+def test_images_are_read_upright_and_of_any_depth(tmp_path: Any) -> None:
+    model = seeing()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    ramps(160, 80).save(tmp_path / "a.png", exif=exif)
+    by_image, by_path = (
+        fit_image(model, source, num_views=2).raw for source in (Image.open(tmp_path / "a.png"), tmp_path / "a.png")
+    )
+    assert torch.equal(by_image, by_path)
+    deep = Image.fromarray(np.linspace(0, 65535, 160 * 160).astype(np.uint16).reshape(160, 160))
+    assert collect(sample_views(model, deep, num_views=1)).features[-1, 5, 5, 0].item() == pytest.approx(0.55, abs=0.02)
+
+
+def test_edge_to_edge_moves_places_only() -> None:
+    centres, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
+    assert torch.equal(collect(centres).features, collect(edges).features)
+    torch.testing.assert_close(edges.xy[-1, 0, :, 0], torch.linspace(0, 1, 10))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2.dvt", "eva02_base_patch16_clip_224.dvt"])
+def test_of_a_denoised_model_the_raw_features_are_read(name: str) -> None:
+    denoised, plain = create_pair(name)
+    size = 56 if "patch14" in name else 64
+    for layer in (-1, 1):
+        views, expected = (
+            collect(sample_views(model, photo(), num_views=2, size=size, layer=layer)).features
+            for model in (denoised, plain)
+        )
+        assert torch.equal(views, expected)
+        stream = sample_views(plain, photo(), num_views=2, size=size)
+        pixels = stream.preprocessing.to_tensor(photo().resize((size, size), Image.Resampling.BICUBIC))
+        index = layer % len(plain.blocks)
+        (fmap,) = plain.forward_intermediates(pixels, [index], norm=True, intermediates_only=True)
+        torch.testing.assert_close(views[-1], fmap[0].permute(1, 2, 0), atol=1e-4, rtol=1e-4)
+
+
+def test_every_family_has_views() -> None:
+    for name in FAMILIES:
+        views = collect(sample_views(create(name), photo(), num_views=1, size=64))
+        assert views.features.isfinite().all()
+
+
+def test_a_compiled_model_will_do() -> None:
+    model = seeing()
+    compiled = torch.compile(model)
+    assert torch.equal(*(collect(sample_views(m, photo(), num_views=1)).features for m in (model, compiled)))
+
+
+def test_autocast_changes_little() -> None:
+    model = create(TINY)
+    exact, rounded = (
+        collect(sample_views(model, photo(), num_views=2, autocast=dtype)).features for dtype in (None, torch.bfloat16)
+    )
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
+def test_stage_1_recovers_what_a_vit_adds_to_its_content() -> None:
+    """A ViT that adds its position embedding to the colours of the patches: content and embedding come apart."""
+    model, image = seeing(), ramps()
+    artifact = torch.zeros(10, 10, 64)
+    artifact[..., :2] = 0.3 * torch.randn(10, 10, 2, generator=torch.Generator().manual_seed(0))
+    artifact -= artifact.mean(dim=(0, 1))
+    with torch.no_grad():
+        model.pos_embed[0, -100:] = artifact.reshape(100, 64)
+    solution = fit_image(model, image, solver=LeastSquaresSolver(smoothness=1e-3), num_views=40)
+    truth = collect(sample_views(seeing(), image, num_views=1)).features[-1]
+    inner = slice(1, -1)  # mirror lines at the border are no bilinear function
+    error = (solution.semantics - truth)[inner, inner, :2]
+    assert error.abs().max() < 0.02
+    assert (solution.artifact - artifact)[inner, inner].abs().max() < 0.02
+    assert (solution.raw - truth - artifact).abs().max() < 1e-4
+
+
+def test_one_factorisation_serves_all_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create(TINY)
+    fitter = ImageFitter(model, num_views=4, size=64)
+    prepared = []
+    prepare = LeastSquaresSolver.prepare
+    monkeypatch.setattr(LeastSquaresSolver, "prepare", lambda self, xy: prepared.append(xy) or prepare(self, xy))
+    solutions = [fitter(photo(seed)) for seed in (0, 1)]
+    assert len(prepared) == 1
+    for seed, solution in enumerate(solutions):
+        alone = LeastSquaresSolver().fit(sample_views(model, photo(seed), num_views=4, size=64))
+        torch.testing.assert_close(solution.semantics, alone.semantics)
+
+
+def test_aspects_are_prepared_one_by_one_and_forgotten() -> None:
+    fitter = ImageFitter(create(TINY), num_views=3, size=32, keep_aspect=True)
+    for width in (64, 96, 128, 160, 192, 224, 64):
+        assert fitter(ramps(width, 64)).semantics.shape == (2, width // 32, 128)
+    assert len(fitter._prepared) == 4
+
+
+def test_fit_image_takes_paths_and_solvers(tmp_path: Any) -> None:
+    photo().save(tmp_path / "a.png")
+    model = create(TINY)
+    by_path = fit_image(model, tmp_path / "a.png", num_views=3, size=64)
+    by_image = fit_image(model, photo(), num_views=3, size=64)
+    assert torch.equal(by_path.semantics, by_image.semantics)
+    assert sample_views(model, str(tmp_path / "a.png"), num_views=np.int64(3)).image.size == photo().size
+    neural = fit_image(model, photo(), num_views=3, size=64, solver=NeuralFieldSolver(num_steps=10))
+    assert neural.semantics.shape == (4, 4, 128)
+    auto = fit_image(model, photo(), num_views=8, size=64, solver=LeastSquaresSolver(smoothness="auto"))
+    assert auto.stats["smoothness"] > 0
+
+
+def test_what_cannot_be_viewed() -> None:
+    model = create(TINY)
+    with pytest.raises(TypeError, match="timm VisionTransformer or Eva, got Linear"):
+        sample_views(nn.Linear(2, 2), photo())
+    with pytest.raises(ValueError, match=r"training mode.*call model.eval\(\)"):
+        sample_views(timm.create_model(TINY), photo())
+    with pytest.raises(ValueError, match=r"kind must be one of \('jitter', 'crops'\), got 'crop'"):
+        sample_views(model, photo(), kind="crop")
+    with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
+        sample_views(model, photo(), num_views=0)
+    with pytest.raises(ValueError, match="size must be at least two patches, 32 pixels, got 16"):
+        sample_views(model, photo(), size=16)
+    with pytest.raises(TypeError, match=r"size must be a whole number, got \(64, 80\)"):
+        sample_views(model, photo(), size=(64, 80))
+    with pytest.raises(TypeError, match=r"num_views must be a whole number, got 2\.5"):
+        sample_views(model, photo(), num_views=2.5)
+    with pytest.raises(TypeError, match="layer must be a whole number, got None"):
+        sample_views(model, photo(), layer=None)
+    with pytest.raises(TypeError, match=r"a PIL image or the path of one, got ndarray; PIL.Image.fromarray"):
+        fit_image(model, np.zeros((64, 64, 3)))
+    with pytest.raises(ValueError, match="the image has no pixels: 0 x 4"):
+        sample_views(model, Image.new("RGB", (0, 4)))
+    with pytest.raises(ImageError, match=r"^nowhere.png: No such file or directory$"):
+        sample_views(model, "nowhere.png")
+    with pytest.raises(TypeError, match=r"solver must be one like LeastSquaresSolver\(\), got 'least-squares'"):
+        fit_image(model, photo(), solver="least-squares")
+    with pytest.raises(ValueError, match="holds 4 views out and needs at least 7, got 6"):
+        ImageFitter(model, LeastSquaresSolver(smoothness="auto"), num_views=5)
+    with pytest.raises(ValueError, match=r"view_pairs must be 0\.\.5, the views sampled, got 6"):
+        ImageFitter(model, num_views=5, view_pairs=6)
+    with pytest.raises(ValueError, match="with view_pairs sample at least 2 views"):
+        ImageFitter(model, num_views=1, view_pairs=1)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument"):
+        ImageFitter(model, views=3)
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224").eval()
+    with pytest.raises(TypeError, match="the places of patches are those of timm's PatchEmbed, got HybridEmbed"):
+        sample_views(hybrid, photo())
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        sample_views(model, photo(), batch_size=0)
+    with pytest.raises(ValueError, match=r"layer must be -3..2 \(the model has 3 blocks\), got 3"):
+        sample_views(model, photo(), layer=3)
+    fixed = create(TINY, dynamic_img_size=False, img_size=64)
+    with pytest.raises(ValueError, match=r"96 x 96 pixels do not fit a model built for 64 x 64; build it with"):
+        sample_views(fixed, photo(), size=96)
+    assert sample_views(fixed, photo()).size == (64, 64)
+
+
+def test_the_models_mode_and_gradients_are_left_alone() -> None:
+    model = create(TINY)
+    dvt_timm.denoise(model, random_head(128))
+    model.requires_grad_(True)
+    views = collect(sample_views(model, photo(), num_views=1))
+    assert not views.features.requires_grad
+    assert model(images(64, 64)).requires_grad

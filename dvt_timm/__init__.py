@@ -6,34 +6,93 @@
 `list_variants` lists the names, `register_variant` adds one's own. timm's ViT, DeiT and EVA names take two more
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
 `{"grid_size": [h, w], "num_blocks": n}` for weights loaded later), and `stride`, the distance of two patches in pixels.
-`denoise` puts a head on a model that exists. `save_head`, `load_head` and `save_model` write and read them,
-`push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files; the module
+`denoise` puts a head on a model that exists, `feature_maps` gives raw and denoised maps at once. `save_head`,
+`load_head` and `save_model` write and read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint`
+makes folders of the authors' files. `offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures,
 `viz` draws.
 """
 
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .checkpoints.heads import load_head, save_head
-from .checkpoints.models import save_model
-from .checkpoints.published import convert_checkpoint
-from .head import DenoiserHead
-from .models import DenoisedEva, DenoisedVisionTransformer, denoise
-from .publish.push import push_to_hub
-from .registry import list_variants, register_published, register_variant
+
+if TYPE_CHECKING:
+    from . import evaluate, offline, train, viz
+    from .checkpoints.heads import load_head, save_head
+    from .checkpoints.models import save_model
+    from .checkpoints.published import convert_checkpoint
+    from .factory import denoise
+    from .features import FeatureMaps, feature_maps, preprocess
+    from .head import DenoiserHead
+    from .models import DenoisedEva, DenoisedVisionTransformer, undenoise
+    from .names import list_variants
+    from .publish.push import push_to_hub
+    from .registry import register_variant
 
 __all__ = [
     "DenoisedEva",
     "DenoisedVisionTransformer",
     "DenoiserHead",
+    "FeatureMaps",
     "__version__",
     "convert_checkpoint",
     "denoise",
+    "evaluate",
+    "feature_maps",
     "list_variants",
     "load_head",
+    "offline",
+    "preprocess",
     "push_to_hub",
     "register_variant",
     "save_head",
     "save_model",
+    "train",
+    "undenoise",
+    "viz",
 ]
 
-register_published()
-del register_published
+_PLACES = {  # public name -> the module that has it
+    "DenoisedEva": "models",
+    "DenoisedVisionTransformer": "models",
+    "DenoiserHead": "head",
+    "FeatureMaps": "features",
+    "convert_checkpoint": "checkpoints.published",
+    "denoise": "factory",
+    "feature_maps": "features",
+    "list_variants": "names",
+    "load_head": "checkpoints.heads",
+    "preprocess": "features",
+    "push_to_hub": "publish.push",
+    "register_variant": "registry",
+    "save_head": "checkpoints.heads",
+    "save_model": "checkpoints.models",
+    "undenoise": "models",
+}
+_ROOMS = ("evaluate", "offline", "train", "viz")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is public when it is asked for (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _register() -> None:
+    """Add the names to timm's registry."""
+    import_module(".registry", __name__).register_published()
+
+
+if (
+    "dvt_timm_command" not in sys.modules
+):  # the command line answers --help without timm, and registers when it needs it
+    _register()

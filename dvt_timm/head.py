@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,17 @@ def as_grid(grid_size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+@dataclass(frozen=True)
+class HeadSource:
+    """Where a head's weights come from."""
+
+    place: str  # a folder, a file or "hf-hub:user/repo[@revision]", as it was named
+    commit: str | None = None  # of the repository
+    sha256: str | None = None  # of the file of weights
+    base: str | None = None  # timm name of the backbone that it was trained on
+    base_sha256: str | None = None  # of that backbone's file of weights
+
+
 class DenoiserHead(nn.Module):
     """Position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
 
@@ -73,6 +85,9 @@ class DenoiserHead(nn.Module):
         dim: channels C, a multiple of 64.
         grid_size: (height, width) in patches of the position embedding; need not be square.
         num_blocks: transformer blocks, 1 in every published head.
+
+    Attributes:
+        source: where its weights come from, None if they are random.
 
     Raises:
         ValueError: on a width that is not a multiple of 64, an empty grid or no block.
@@ -99,6 +114,7 @@ class DenoiserHead(nn.Module):
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
         self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
+        self.source: HeadSource | None = None
         self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
 
     def reset_parameters(self) -> None:
@@ -164,5 +180,6 @@ class DenoiserHead(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resampled": None}  # copies and pickles start with an empty cache
 
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, grid_size={self.grid_size}, num_blocks={self.num_blocks}"
+    def __repr__(self) -> str:
+        place = "" if self.source is None else f", source={self.source.place!r}"
+        return f"DenoiserHead(dim={self.dim}, grid_size={self.grid_size}, num_blocks={self.num_blocks}{place})"

@@ -1,4 +1,4 @@
-"""The published checkpoints: `weights/manifest.json`, one row per name, everything else derived from it."""
+"""The published names: the rows of weights/manifest.json, and what follows from a row. Needs neither timm nor torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Weights that ship with this package."""
+
+    file: str  # below weights/
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that the authors published on the Hub, as a `.pth` file."""
+
+    repo: str
+    file: str
+    revision: str | None = None  # commit, tag or branch
+    size: int | None = None  # bytes; None until it is pinned
+    sha256: str | None = None  # None until it is pinned
+
+
+@dataclass(frozen=True)
+class Own:
+    """A head of a user's own."""
+
+    source: str | Path  # folder, file or "hf-hub:user/repo[@revision]"
+
+
+Weights: TypeAlias = Embedded | Published | Own
 
 
 @dataclass(frozen=True)
@@ -16,19 +46,14 @@ class Variant:
     """One name that `timm.create_model` knows through this package."""
 
     name: str  # "arch.tag"
-    base: str  # timm name of the backbone whose features it denoises, normalisation and licence included
-    dim: int = 0  # channels of the backbone; 0 where a user's own head says it
-    file: str | None = None  # the head or the distilled weights: in the repository, or in weights/ without one
-    repo: str | None = None  # Hub repository of `file`
-    revision: str | None = None  # commit, tag or branch of it
-    size: int | None = None  # bytes of `file`, where known
-    sha256: str | None = None  # of `file`, where known
-    distilled: bool = False  # plain timm weights, no head
-    figures: dict[str, float | None] | None = None  # published: voc_miou, ade20k_miou in percent, nyu_rmse in metres
-    base_file: str | None = None  # embedded base weights, in weights/
-    base_size: int | None = None
-    base_sha256: str | None = None
-    head: str | Path | None = None  # a user's own head: folder, file or "hf-hub:user/repo"
+    base: str  # timm name of the backbone, "arch.tag": normalization, license, and weights but for `backbone`
+    weights: Weights | None = (
+        None  # of the head, or of the whole model if it is distilled; None if nobody published any
+    )
+    distilled: bool = False  # a plain timm model, which needs no head
+    backbone: Embedded | None = None  # the backbone's weights, where they are not those of `base`
+    dim: int | None = None  # channels of the backbone; None where a user's own head says it
+    figures: dict[str, float | None] | None = None  # published: voc_miou, ade20k_miou in percent, nyu_rmse in meters
 
     @property
     def arch(self) -> str:
@@ -39,30 +64,25 @@ class Variant:
         return self.name.partition(".")[2]
 
     @property
-    def patch_size(self) -> int:
-        """Pixels, from the architecture's name."""
-        size = named_patch_size(self.arch)
-        if size is None:
+    def input_size(self) -> tuple[int, int, int]:
+        """(3, height, width) that the released heads were trained at (arXiv 2401.02957).
+
+        Raises:
+            ValueError: if the architecture's name does not say its patch size.
+        """
+        patch = named_patch_size(self.arch)
+        if patch is None:
             raise ValueError(
                 f"{self.arch} does not name its patch size (..._patch16_...); pass denoiser=... to it instead"
             )
-        return size
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(3, height, width) that the released heads were trained at (METHOD of arXiv 2401.02957)."""
-        side = 518 if self.patch_size == 14 else 512
+        side = 518 if patch == 14 else 512
         return 3, side, side
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """(h, w) in patches of the head's position embedding."""
-        side = self.input_size[1] // self.patch_size
+        side = self.input_size[1] // (named_patch_size(self.arch) or 1)
         return side, side
-
-    @property
-    def has_weights(self) -> bool:
-        return self.file is not None or self.head is not None
 
 
 def named_patch_size(arch: str) -> int | None:
@@ -71,22 +91,18 @@ def named_patch_size(arch: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def backbone_of(name: str) -> str:
-    """The plain timm name behind a published denoised one; any other name as it is."""
-    return next((variant.base for variant in published_variants() if variant.name == name), name)
-
-
 @cache
 def read_manifest() -> dict[str, Any]:
-    """The parsed manifest: `bases` (timm name -> channels, published figures, note) and `variants`."""
+    """The parsed manifest: `bases` (timm name -> channels, license, published figures, note) and `variants`."""
     manifest: dict[str, Any] = json.loads(weights_path("manifest.json").read_text(encoding="utf-8"))
     return manifest
 
 
-def published_variants() -> list[Variant]:
-    """Every row of the manifest, in its order."""
+@cache
+def published_variants() -> dict[str, Variant]:
+    """Every row of the manifest, in its order, by its name."""
     manifest = read_manifest()
-    return [Variant(dim=manifest["bases"][row["base"]]["dim"], **row) for row in manifest["variants"]]
+    return {row["name"]: _variant(row, manifest["bases"][row["base"]]["dim"]) for row in manifest["variants"]}
 
 
 def weights_path(file: str) -> Path:
@@ -96,3 +112,24 @@ def weights_path(file: str) -> Path:
     except ModuleNotFoundError:  # a clone hides the installed package from code that is run in it
         folder = Path(__file__).parents[1] / "weights"
     return folder / file
+
+
+def _variant(row: dict[str, Any], dim: int) -> Variant:
+    backbone = Embedded(row["base_file"], row["base_size"], row["base_sha256"]) if "base_file" in row else None
+    return Variant(
+        name=row["name"],
+        base=row["base"],
+        weights=_weights(row),
+        distilled=row.get("distilled", False),
+        backbone=backbone,
+        dim=dim,
+        figures=row.get("figures"),
+    )
+
+
+def _weights(row: dict[str, Any]) -> Weights | None:
+    if row.get("file") is None:
+        return None
+    if row.get("repo") is None:
+        return Embedded(row["file"], row["size"], row["sha256"])
+    return Published(row["repo"], row["file"], row["revision"], row["size"], row["sha256"])

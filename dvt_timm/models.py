@@ -16,12 +16,15 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ._util.errors import warn_caller
 from .head import DenoiserHead
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer as _TimmViT
 else:
     _TimmViT = object
+
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of parameters
 
 
 @torch.fx.wrap
@@ -271,27 +274,8 @@ class DenoisedEva(_Denoised, Eva):
         )
 
 
-def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
-    """Put a denoiser head behind the final norm of a timm model, in place.
-
-    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves to its
-    device and dtype: give each model a head of its own.
-    A model that is denoised already gets the new head instead of its old one.
-
-    Args:
-        model: a timm `VisionTransformer` or `Eva`.
-        head: the denoiser, as wide as the model.
-
-    Returns:
-        The same model.
-
-    Raises:
-        TypeError: if the model is neither, or is a subclass with methods of its own, or head is no `DenoiserHead`.
-        ValueError: if the head's width is not the model's, or if the model drops patches.
-
-    Warns:
-        UserWarning: if the model has no final norm before its pooling.
-    """
+def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
+    """Put a head behind the final norm of a timm model, in place; see `dvt_timm.denoise`."""
     denoised = {
         VisionTransformer: DenoisedVisionTransformer,
         Eva: DenoisedEva,
@@ -312,10 +296,9 @@ def denoise(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | Denoi
     if not isinstance(model.patch_drop, nn.Identity | None):
         raise ValueError("the model drops patches that the denoiser needs; build it with patch_drop_rate=0")
     if isinstance(model.norm, nn.Identity):
-        warnings.warn(
+        warn_caller(
             "this model has no norm before its pooling, and the published heads read tokens after one; build it with "
-            "fc_norm=False (Eva: use_fc_norm=False), unless your head was trained without",
-            stacklevel=2,
+            "fc_norm=False (Eva: use_fc_norm=False), unless your head was trained without"
         )
     weight = next(model.blocks.parameters())
     model.__class__ = denoised
@@ -338,6 +321,11 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
     plain.__class__ = Eva if isinstance(model, Eva) else VisionTransformer
     plain._model_args = args
     return plain
+
+
+def uncompiled(module: Any) -> Any:
+    """The module inside what torch.compile makes of it."""
+    return getattr(module, COMPILED[:-1], module)
 
 
 def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]

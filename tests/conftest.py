@@ -25,7 +25,7 @@ from helpers import Hurried, serve_base, serve_head
 from huggingface_hub.utils import _http
 
 import dvt_timm
-from dvt_timm import registry
+from dvt_timm import names
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -45,10 +45,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """Forget the names that a test registers."""
-    before = dict(registry._variants)
+    before = dict(names._own)
     yield
-    for name in registry._variants.keys() - before.keys():
-        del registry._variants[name]
+    for name in names._own.keys() - before.keys():
+        del names._own[name]
 
 
 @pytest.fixture

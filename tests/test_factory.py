@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm.checkpoints import models as saved
+from dvt_timm.checkpoints.tensors import kind_of
 from dvt_timm.manifest import weights_path
 
 BASE_FILE = weights_path("demo/backbone.safetensors")
@@ -271,7 +271,7 @@ class TestLostTags:
         np.savez(tmp_path / "jax.npz", kernel=np.zeros(3))
         (tmp_path / "text.pth").write_text("no checkpoint")
         for name in ("jax.npz", "text.pth", "missing.pth"):
-            assert not saved.holds_denoiser(tmp_path / name)
+            assert kind_of(tmp_path / name) == "unknown"
 
     def test_a_checkpoint_of_timms_train_script(self, demo: Any, tmp_path: Path) -> None:
         """It holds the script's arguments, and a classifier of its own."""

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dvt_timm import DenoiserHead
 from dvt_timm import head as head_module
-from dvt_timm.checkpoints.tensors import read_checkpoint
+from dvt_timm.checkpoints.tensors import read_pickle
 
 
 @pytest.mark.parametrize("name", GOLDEN_HEADS)
 def test_equals_the_authors_head(name: str) -> None:
     arguments, folder = GOLDEN_HEADS[name]
     head = DenoiserHead(*arguments).eval()
-    head.load_state_dict(read_checkpoint(folder / f"official_denoiser_{name}.pth"))
+    head.load_state_dict(read_pickle(folder / f"official_denoiser_{name}.pth"))
     recorded = load_file(folder / f"denoiser_io_{name}.safetensors")
     inputs = [key for key in recorded if key.startswith("in_")]
     assert len(inputs) == 4

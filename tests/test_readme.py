@@ -48,7 +48,7 @@ def test_code_blocks_run(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("variant", published_variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", published_variants().values(), ids=lambda variant: variant.name)
 def test_table_of_names(variant) -> None:
     rows = [row for row in README.splitlines() if row.startswith(f"| `{variant.arch}.") and f".{variant.tag}`" in row]
     (row,) = [row for row in rows if "embedded" in row or variant.base.partition(".")[2] in row]

@@ -14,7 +14,7 @@ from helpers import random_head
 from timm.models import get_pretrained_cfg
 
 import dvt_timm
-from dvt_timm import DenoiserHead, registry
+from dvt_timm import DenoiserHead, names, registry
 from dvt_timm.manifest import published_variants, read_manifest
 
 TABLE = """
@@ -130,7 +130,7 @@ def test_table_of_names() -> None:
     assert set(NAMES) == set(dvt_timm.list_variants())
     assert len(NAMES) == 43
     assert {name for name, (_, published) in NAMES.items() if published} == set(dvt_timm.list_variants(pretrained=True))
-    for variant in published_variants():
+    for variant in published_variants().values():
         assert variant.base == NAMES[variant.name][0]
         assert variant.distilled == variant.name.endswith("_distilled")
 
@@ -148,7 +148,7 @@ def test_configuration(name: str) -> None:
 
 
 def test_published_files() -> None:
-    files = {v.file for v in published_variants() if v.repo == "jjiaweiyang/DVT"}
+    files = {v.file for v in published_variants().values() if v.repo == "jjiaweiyang/DVT"}
     assert len(files) == 22
     folders = [file.partition("/")[0] for file in files]
     assert {folder: folders.count(folder) for folder in folders} == {
@@ -157,12 +157,12 @@ def test_published_files() -> None:
         "imgnet_denoised": 1,
         "imgnet_distilled": 1,
     }
-    for variant in published_variants():
+    for variant in published_variants().values():
         if variant.repo:
             assert variant.file.endswith(f"/{variant.base}.pth")
             assert ("distilled" in variant.file) == variant.distilled
             assert set(variant.figures) == {"voc_miou", "ade20k_miou", "nyu_rmse"}
-    best = {v.name: v.figures for v in published_variants()}
+    best = {v.name: v.figures for v in published_variants().values()}
     assert best["vit_base_patch14_dinov2.dvt"] == {"voc_miou": 85.17, "ade20k_miou": 48.68, "nyu_rmse": 0.3832}
     assert best["vit_base_patch14_dinov2.dvt"] == best["vit_base_patch14_dinov2.dvt_in1k"]
 
@@ -178,7 +178,7 @@ def test_widths_in_the_manifest() -> None:
 def test_every_name_builds(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, depth=1)
-    variant = registry.get_variant(name)
+    variant = names.find_variant(name)
     assert hasattr(model, "denoiser") == (not variant.distilled)
     if variant.distilled:
         assert type(model).__module__.startswith("timm.")
@@ -215,7 +215,7 @@ class TestRegisterVariant:
     @pytest.fixture
     def name(self):
         yield "vit_tiny_patch16_224.dvt_mine"
-        registry._variants.pop("vit_tiny_patch16_224.dvt_mine", None)
+        names._own.pop("vit_tiny_patch16_224.dvt_mine", None)
 
     def test_a_name_of_ones_own(self, name: str, tmp_path) -> None:
         head = random_head(192, (14, 14))
@@ -237,7 +237,7 @@ class TestRegisterVariant:
         dvt_timm.save_head(random_head(384), tmp_path, base=demo)
         dvt_timm.register_variant(name, base=demo, head=tmp_path)
         ours, theirs = timm.create_model(name, pretrained=True), timm.create_model(demo, pretrained=True)
-        registry._variants.pop(name)
+        names._own.pop(name)
         assert torch.equal(ours.blocks[3].attn.qkv.weight, theirs.blocks[3].attn.qkv.weight)
         assert ours.denoiser.grid_size == (5, 4)
 
@@ -246,9 +246,9 @@ class TestRegisterVariant:
         dvt_timm.register_variant(name, base="vit_base_patch16_224.dvt_dino")
         try:
             assert timm.create_model(name, depth=1).patch_embed.grid_size == (14, 14)  # dino's own, not the 512's
-            assert registry.get_variant(name).base == "vit_base_patch16_224.dino"
+            assert names.find_variant(name).base == "vit_base_patch16_224.dino"
         finally:
-            registry._variants.pop(name)
+            names._own.pop(name)
 
     def test_a_head_itself_is_refused(self) -> None:
         base = "vit_tiny_patch16_224.augreg_in21k"
@@ -289,4 +289,4 @@ def test_reload_keeps_the_users_own_names() -> None:
     importlib.reload(dvt_timm)
     assert set(dvt_timm.list_variants()) == {*NAMES, name}
     assert hasattr(timm.create_model(name, depth=1), "denoiser")
-    registry._variants.pop(name)
+    names._own.pop(name)

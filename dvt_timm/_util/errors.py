@@ -6,7 +6,7 @@ import sys
 import warnings
 from types import FrameType
 
-OURS = ("dvt_timm", "timm")
+INNER = ("dvt_timm", "timm", "torch")
 
 
 class RunError(ValueError):
@@ -17,9 +17,9 @@ class RunError(ValueError):
 
 
 def warn_caller(message: str) -> None:
-    """Warn, and blame the innermost line that is neither this package's nor timm's."""
+    """Warn, and blame the innermost line that is not of this package, timm or torch."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_back is not None and _is_ours(frame):
+    while frame is not None and frame.f_back is not None and _is_inner(frame):
         frame = frame.f_back
     assert frame is not None
     registry = frame.f_globals.setdefault("__warningregistry__", {})
@@ -27,5 +27,5 @@ def warn_caller(message: str) -> None:
     warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
-def _is_ours(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+def _is_inner(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in INNER

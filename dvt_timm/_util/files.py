@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"  # of a saved head or model
+PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
 METRICS = "metrics.json"  # beside what training leaves
 LOCK = ".lock"
 BLOCK = 1 << 20

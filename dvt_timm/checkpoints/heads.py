@@ -10,20 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._util.files import read_json, replacing
+from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of
 from .._version import __version__
-from ..head import DenoiserHead, as_grid
+from ..head import DenoiserHead, HeadSource, as_grid
 from ..hub import client as hub
-from ..hub.client import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
-from ..names import base_sha256, full_name, plain_model
-from .tensors import check_finite, is_head
+from ..models import uncompiled
+from ..names import backbone_of, base_cfg, find_variant, full_name, name_of, plain_model
+from ..stride import OverlapPatchEmbed
+from .folder import write_folder
+from .tensors import SCHEMA, check_finite, check_schema, is_head_config, read_metadata, read_tensors
 
-COMPILED = "_orig_mod."  # what torch.compile puts before the names of parameters
-SCHEMA = 1  # of the config.json that this version writes
 WRITTEN = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__}  # what every config.json begins with
 
 
@@ -35,55 +33,54 @@ def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> Den
         cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
-        The head in evaluation mode, float32 on the CPU.
+        The head in evaluation mode, float32 on the CPU; its `source` says where it comes from.
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or it is neither cached nor to be had from the Hub.
         OSError: if the Hub refuses or fails; the class is the Hub client's.
         ValueError: if the file is damaged, its keys or shapes are not a head's, or its values are not finite.
     """
-    return read_head(source, cache_dir)[0]
-
-
-def read_head(source: str | Path, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
-    """As `load_head`, with the head's configuration, which is empty for a lone file."""
-    if str(source).startswith(HUB_PREFIX):
-        return _pull_head(*hub.split_source(str(source)), cache_dir)
+    if hub.is_source(source):
+        return _pull_head(str(source), cache_dir)
     path = Path(source)
-    if path.is_dir():
-        config = _read_config(path / CONFIG_NAME)
-        _refuse_model(config, f"local-dir:{path}")
-        return _read_head(path / WEIGHTS_NAME, config), config
-    return _read_head(path, {}), {}
+    if not path.is_dir():
+        return _read_head(path, {}, str(source))
+    config = _read_config(path / CONFIG_NAME)
+    _refuse_model(config, f"local-dir:{path}")
+    return _read_head(path / WEIGHTS_NAME, config, str(source))
 
 
-def _pull_head(repo: str, revision: str | None, cache_dir: str | Path | None) -> tuple[DenoiserHead, dict[str, Any]]:
+def _pull_head(source: str, cache_dir: str | Path | None) -> DenoiserHead:
+    repo, revision = hub.split_source(source)
     path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
     commit = hub.commit_of(path)
-    with refused(f"{HUB_PREFIX}{repo}@{commit}"):
+    place = f"{hub.HUB_PREFIX}{repo}@{commit}"
+    with refused(place):
         config = _read_config(path)
-    _refuse_model(config, f"{HUB_PREFIX}{repo}" + (f"@{revision}" if revision else ""))
+    _refuse_model(config, source)
     path = hub.fetch(repo, WEIGHTS_NAME, revision=commit, cache_dir=cache_dir)
-    with refused(f"{HUB_PREFIX}{repo}@{commit}"):
-        return _read_head(path, config), config
+    with refused(place):
+        return _read_head(path, config, source, commit)
 
 
 @contextmanager
-def refused(source: str) -> Iterator[None]:
-    """Name the repository where what it holds is refused: the paths in the cache do so badly."""
+def refused(source: str | Path) -> Iterator[None]:
+    """Name the source where what it holds is refused, and the way out."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(
-            f"{source} is refused: {error}. Name another revision or repository, or ask its owner"
-        ) from error
+        if hub.is_source(source):
+            text = f"{source} is refused: {error}. Name another revision or repository, or ask its owner"
+        else:
+            text = f"{source} is refused: {error}. Save it again, or name another"
+        raise ValueError(text) from error
 
 
 def save_head(
-    head: DenoiserHead,
+    head: Any,
     folder: str | Path,
     *,
-    base: str,
+    base: str | None = None,
     stride: int | None = None,
     base_sha256: str | None = None,
 ) -> Path:
@@ -93,10 +90,10 @@ def save_head(
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head.
 
     Args:
-        head: the denoiser.
+        head: a `DenoiserHead`, or a denoised model, for its head, its backbone's name and its stride.
         folder: made if it does not exist.
-        base: timm name of the backbone it was trained on, "arch.tag".
-        stride: distance of two patches in pixels that it was trained at, None for the patch size.
+        base: timm name of the backbone it was trained on, "arch.tag"; needed for a head alone.
+        stride: distance of two patches in pixels that it was trained at, None for the patch size (or the model's).
         base_sha256: of the file of weights that it was trained on; those that timm loads by default. `create_model`
             warns where it meets others.
 
@@ -104,21 +101,31 @@ def save_head(
         The folder.
 
     Raises:
-        TypeError: if `head` is no `DenoiserHead`.
+        TypeError: if `head` is neither a `DenoiserHead` nor a denoised model.
         ValueError: if timm knows no ViT `base`, or values of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
-    head = uncompiled(head)
+    module = uncompiled(head)
+    if not isinstance(module, DenoiserHead):
+        base, stride, module = _parts_of(module, base, stride)
+    if base is None:
+        raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
+    check_finite(module.state_dict(), "the head")
+    metadata = {"grid_size": json.dumps(module.config["grid_size"])}  # one entry: several come in any order
+    return write_folder(Path(folder), module, head_config(module, base, stride, base_sha256), metadata)
+
+
+def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, DenoiserHead]:
+    """(base, stride, head) of a denoised model."""
+    head = uncompiled(getattr(model, "denoiser", None))
     if not isinstance(head, DenoiserHead):
-        raise TypeError(f"save_head saves a DenoiserHead, got {type(head).__name__}; for a whole model use save_model")
-    check_finite(head.state_dict(), "the head")
-    metadata = {"grid_size": json.dumps(head.config["grid_size"])}  # one entry: several come in any order
-    return write_folder(Path(folder), head, head_config(head, base, stride, base_sha256), metadata)
-
-
-def uncompiled(module: Any) -> Any:
-    """The module inside what torch.compile makes of it."""
-    return getattr(module, COMPILED[:-1], module)
+        kind = type(model).__name__
+        raise TypeError(
+            f"save_head saves a DenoiserHead or a denoised model's, got {kind}; for a whole model use save_model"
+        )
+    embed = model.patch_embed
+    overlap = embed.stride[0] if isinstance(embed, OverlapPatchEmbed) else None
+    return base or name_of(model), stride or overlap, head
 
 
 def head_config(
@@ -130,7 +137,7 @@ def head_config(
         ValueError: if timm knows no ViT `base`.
     """
     patch_size = plain_model(base).patch_embed.patch_size[0]
-    base = full_name(base)
+    base = full_name(backbone_of(base))
     arch, _, tag = base.partition(".")
     overlap = {} if stride in (None, patch_size) else {"stride": stride}
     return {
@@ -148,6 +155,16 @@ def head_config(
     }
 
 
+def base_sha256(base: str) -> str | None:
+    """The SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if not known."""
+    variant = find_variant(base)
+    if variant is not None and variant.backbone is not None:
+        return variant.backbone.sha256
+    repo, revision = hub.split_source(base_cfg(base).hf_hub_id or "")
+    path = hub.cached(repo, WEIGHTS_NAME, revision) if repo else None
+    return None if path is None else hub.recorded_sha256(path)
+
+
 def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> DenoiserHead:
     """Build the head that a state dict describes.
 
@@ -160,7 +177,7 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
         ValueError: if keys, shapes or values are not a head's, or not those of `config`.
     """
     positions = state.get("pos_embed")
-    if positions is None or positions.ndim != 3 or not is_head(state):
+    if positions is None or positions.ndim != 3 or not any(key.startswith("denoiser.") for key in state):
         raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
     check_finite(state, source)
     length, dim = positions.shape[1:]
@@ -188,8 +205,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
     config = read_json(path)
     check_schema(path, config)
-    if not isinstance(config.get("base", ""), str):
-        raise ValueError(f"{path}: base must be the name of a timm model, got {config['base']!r}")
+    for key in ("base", "base_sha256"):
+        if not isinstance(config.get(key) or "", str):
+            raise ValueError(f"{path}: {key} must be text, got {config[key]!r}")
     return config
 
 
@@ -199,26 +217,12 @@ def _refuse_model(config: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name} is a whole model, not a head; use timm.create_model({name!r}, pretrained=True)")
 
 
-def is_head_config(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is a head's; timm's own, of models, name the architecture and no kind."""
-    return "architecture" not in config or config.get("kind") == "head"
-
-
-def check_schema(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError if a newer version of this package wrote a configuration."""
-    schema = config.get("schema", SCHEMA)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        by = f" (dvt-timm {config['version']})" if "version" in config else ""
-        raise ValueError(f"{path} has schema {schema!r}{by}, this version reads {SCHEMA}; update dvt-timm")
-
-
-def _read_head(path: Path, config: Mapping[str, Any]) -> DenoiserHead:
+def _read_head(path: Path, config: Mapping[str, Any], place: str, commit: str | None = None) -> DenoiserHead:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file")
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
+    metadata = read_metadata(path)
     if "grid_size" in metadata:
         grid_size = _parse_grid(path, metadata["grid_size"])
         if config.get("grid_size", grid_size) != grid_size:
@@ -227,7 +231,9 @@ def _read_head(path: Path, config: Mapping[str, Any]) -> DenoiserHead:
                 "together; save the head again"
             )
         config = {**config, "grid_size": grid_size}
-    return head_from_state({key: value.float() for key, value in read_tensors(path).items()}, config, path)
+    head = head_from_state({key: value.float() for key, value in read_tensors(path).items()}, config, path)
+    head.source = HeadSource(place, commit, sha256_of(path), config.get("base"), config.get("base_sha256"))
+    return head
 
 
 def _parse_grid(path: Path, text: str) -> Any:
@@ -235,37 +241,3 @@ def _parse_grid(path: Path, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its metadata entry grid_size is no JSON, {text[:40]!r}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ValueError if it is damaged."""
-    with _opened(path):
-        return load_file(path)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-
-
-def write_folder(folder: Path, module: nn.Module, config: dict[str, Any], metadata: dict[str, str]) -> Path:
-    """Write a module and its configuration, that last; the folder. OSError if it cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key.replace(COMPILED, ""): value.contiguous() for key, value in module.state_dict().items()}
-    with replacing(folder / WEIGHTS_NAME) as path:
-        try:
-            save_file(state, path, metadata)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"cannot write {folder / WEIGHTS_NAME}: {error}") from error
-    write_config(config, folder)
-    return folder
-
-
-def write_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Write `config.json`."""
-    with replacing(folder / CONFIG_NAME) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,22 +1,33 @@
-"""Whole models as files: a backbone and its head in one folder, checkpoint or repository."""
+"""Whole models as files: a backbone and its head in one folder, file or repository, and the way into a model."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from timm.layers import PatchEmbed
+from timm.models import PretrainedCfg, adapt_input_conv, load_pretrained
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_filter
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from torch import Tensor, nn
 
-from .._util.files import read_json
+from .._util.files import CONFIG_NAME, read_json
 from ..head import DenoiserHead
 from ..hub import client as hub
-from ..hub.client import CONFIG_NAME, HUB_PREFIX, PICKLED_WEIGHTS, WEIGHTS_NAME
-from ..stride import OverlapPatchEmbed
-from .heads import WRITTEN, check_schema, is_head_config, uncompiled, write_folder
-from .tensors import checkpoint_keys
+from ..models import uncompiled
+from ..names import NOWHERE
+from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
+from .folder import write_folder
+from .heads import WRITTEN
+from .tensors import check_finite, check_schema, is_head_config
+
+SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
+PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
 
 
 def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Path:
@@ -57,6 +68,115 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
     return write_folder(Path(folder), model, config, {"format": "pt"})
 
 
+def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
+    """A head of ours where timm has found a model's config.json and passes a part of it on.
+
+    Args:
+        source: timm's word for the kind of place, one of `SAVED`.
+        location: "user/repo[@revision]", whose `config.json` timm has fetched, or a folder.
+        cache_dir: of the Hub client.
+
+    Returns:
+        The place as `load_head` names it, a repository at the commit that was fetched, and its configuration; None
+        where a whole model lies.
+
+    Raises:
+        ValueError: if a newer version wrote the configuration, or a repository's names a head elsewhere.
+    """
+    path: Path | None = Path(location, CONFIG_NAME)
+    if source == "hf-hub":
+        repo, revision = hub.split_source(location)
+        path = hub.cached(repo, CONFIG_NAME, revision, cache_dir)
+        location = f"{hub.HUB_PREFIX}{repo}@{hub.commit_of(path)}" if path is not None else location
+    if path is None or not path.is_file():
+        return None
+    config = read_json(path)
+    if config.get("library") == WRITTEN["library"]:
+        check_schema(path, config)
+    if source == "hf-hub" and isinstance(denoiser := config.get("model_args", {}).get("denoiser"), str):
+        raise ValueError(f"{location} is refused: its configuration names a head elsewhere, {denoiser!r}")
+    return (location, config) if is_head_config(config) else None
+
+
+def pinned(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[PretrainedCfg, str | None]:
+    """The cfg of a base in a Hub repository, at one commit, with its weights in the cache; their SHA-256, if known.
+
+    Raises:
+        OSError, ValueError: as `hub.client.pin_weights`.
+    """
+    location, path = hub.pin_weights(str(cfg.hf_hub_id), cache_dir)
+    return dataclasses.replace(cfg, hf_hub_id=location), hub.recorded_sha256(path) if path else None
+
+
+def read_weights(
+    cfg: PretrainedCfg, cache_dir: str | Path | None
+) -> tuple[PretrainedCfg, dict[str, Tensor], dict[str, Tensor]]:
+    """The weights that a cfg names, in any form that timm reads, the denoiser's apart from the backbone's.
+
+    Args:
+        cfg: names a file, a state dict, a saved model's folder or a repository.
+        cache_dir: of the Hub client.
+
+    Returns:
+        The cfg, a repository at one commit; the backbone's tensors; the denoiser's under the keys of `DenoiserHead`,
+        none if there is none.
+
+    Raises:
+        OSError, RuntimeError, ValueError: if it is not to be had, or is damaged; the classes are timm's.
+    """
+    cfg, place = _at_commit(cfg, cache_dir)
+    reader = _Reader()
+    load_pretrained(reader, pretrained_cfg={**place, "classifier": None, "first_conv": None}, cache_dir=cache_dir)
+    held = {key.removeprefix(PREFIX): value for key, value in reader.state.items() if key.startswith(PREFIX)}
+    state = {key: value for key, value in reader.state.items() if not key.startswith(PREFIX)}
+    return cfg, state, held
+
+
+class _Reader(nn.Module):
+    """What timm takes for a model, so that it reads a checkpoint and gives it away."""
+
+    state: dict[str, Tensor]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self.state = dict(state_dict)
+        return super().load_state_dict({}, strict, assign)
+
+
+def load_backbone(
+    model: Any,
+    state: dict[str, Tensor],
+    cfg: PretrainedCfg,
+    stride: int | None,
+    img_size: tuple[int, int],
+    with_classifier: bool,
+) -> None:
+    """Load a backbone's tensors into a plain model through timm, with timm's adaptations.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva` without a head.
+        state: the tensors.
+        cfg: what is known of them.
+        stride: distance of two patches in pixels that the model is to get, None for its patch size. A checkpoint of
+            overlapping patches sets it here, before its position embedding is loaded.
+        img_size: (height, width) in pixels that the position embedding is for then.
+        with_classifier: whether the model keeps its own, if it has one.
+
+    Raises:
+        RuntimeError: if the tensors do not fit the model.
+        ValueError: if a saved model's position embedding is on a grid that nothing tells, or values are not finite.
+    """
+    if stride is not None and _is_strided(state, model, stride, img_size, cfg.source in SAVED):
+        set_stride(model, stride, img_size)
+    state = (eva_filter if isinstance(model, Eva) else vit_filter)(dict(state), model)
+    if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
+        state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
+    place = str(cfg.hf_hub_id or cfg.file or "the checkpoint")
+    _check_complete(state, model, place, cfg.classifier)
+    check_finite(state, place)
+    given = {**cfg.to_dict(), **NOWHERE, "source": None, "state_dict": state, "input_size": (3, *cfg.input_size[1:])}
+    load_pretrained(model, pretrained_cfg=given, num_classes=model.num_classes if with_classifier else 0)
+
+
 def _rebuild_args(model: Any) -> dict[str, Any]:
     """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
     embed = model.patch_embed
@@ -69,88 +189,57 @@ def _rebuild_args(model: Any) -> dict[str, Any]:
     return args
 
 
-def is_saved_model(source: str | Path, cache_dir: str | Path | None = None) -> bool:
-    """Whether a folder or `hf-hub:user/repo` is a whole model as timm or `save_model` writes it, not a head.
+def _at_commit(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[PretrainedCfg, dict[str, Any]]:
+    """A cfg, and the same for timm: a Hub repository, if it names one, at one commit, that of the config.json read."""
+    by_source = cfg.source == "hf-hub"
+    named_otherwise = not by_source and bool(cfg.file or cfg.state_dict or cfg.hf_hub_filename)
+    if not cfg.hf_hub_id or cfg.source == "local-dir" or named_otherwise:
+        return cfg, cfg.to_dict()
+    location = cfg.hf_hub_id
+    repo, revision = hub.split_source(location)
+    if by_source and (config := hub.cached(repo, CONFIG_NAME, revision, cache_dir)):
+        location = f"{repo}@{hub.commit_of(config)}"
+    location, path = hub.pin_weights(location, cache_dir)
+    if path is None:
+        return cfg, cfg.to_dict()
+    return dataclasses.replace(cfg, hf_hub_id=location), {**cfg.to_dict(), **NOWHERE, "hf_hub_id": location}
+
+
+def _check_complete(
+    state: Mapping[str, Tensor], model: Any, checkpoint: str, classifier: str | tuple[str, ...] | None
+) -> None:
+    """Raise RuntimeError if tensors of a model are missing: timm lets it pass where the number of classes differs."""
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    own = tuple(f"{name}." for name in names)
+    missing = [key for key in model.state_dict() if key not in state and not key.startswith(own)]
+    if missing:
+        raise RuntimeError(f"{checkpoint} does not fit the model: Missing key(s) in state_dict: {', '.join(missing)}")
+
+
+def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:
+    """Whether a checkpoint's position embedding is on the denser grid of overlapping patches already.
 
     Raises:
-        OSError: if a repository is not to be had.
-        ValueError: if its configuration is no JSON object.
+        ValueError: if a saved model's is on neither grid: nothing says how its tokens lie.
     """
-    config = config_of(source, cache_dir)
-    return config is not None and not is_head_config(config)
+    if "pos_embed" not in state:
+        return False
+    tokens = state["pos_embed"].shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
+    height, width = overlapping_grid(img_size, model.patch_embed.patch_size, (stride, stride))
+    if saved and tokens not in (model.patch_embed.num_patches, height * width):
+        raise ValueError(
+            f"the checkpoint has {tokens} positions, which are not the {height} x {width} patches of stride {stride} "
+            f"at img_size {tuple(img_size)}; load it without img_size, as it was saved, then call model.set_input_size"
+        )
+    return bool(tokens == height * width)
 
 
-def config_of(source: str | Path, cache_dir: str | Path | None = None) -> dict[str, Any] | None:
-    """The configuration in a folder or `hf-hub:user/repo`, None if there is none; raises as `is_saved_model`."""
-    if str(source).startswith(HUB_PREFIX):
-        repo, revision = hub.split_source(str(source))
-        path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
-    else:
-        path = Path(source, CONFIG_NAME)
-    return read_json(path) if path.is_file() else None
-
-
-def saved_config(source: str | None, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
-    """The configuration where timm has found a model, or a head of ours in the place of one.
-
-    Args:
-        source: timm's word for the kind of place, "hf-hub" or "local-dir".
-        location: "user/repo[@revision]", whose `config.json` timm has fetched, or a folder.
-        cache_dir: of the Hub client.
-
-    Returns:
-        The place as `load_head` names it, a repository at the commit that was fetched, and its configuration; None for
-        another kind of place.
-
-    Raises:
-        ValueError: if a newer version wrote it, or the repository names a head elsewhere.
-    """
-    if source == "hf-hub":
-        repo, revision = hub.split_source(location)
-        path = hub.cached(repo, CONFIG_NAME, revision, cache_dir)
-        location = f"{HUB_PREFIX}{repo}@{hub.commit_of(path)}" if path is not None else location
-    else:
-        path = Path(location, CONFIG_NAME) if source == "local-dir" else None
-    if path is None or not path.is_file():
-        return None
-    config = read_json(path)
-    if config.get("library") == WRITTEN["library"]:
-        check_schema(path, config)
-    if source == "hf-hub" and isinstance(denoiser := config.get("model_args", {}).get("denoiser"), str):
-        raise ValueError(f"{location} is refused: its configuration names a head elsewhere, {denoiser!r}")
-    return location, config
-
-
-def holds_denoiser(checkpoint: str | Path) -> bool:
-    """Whether a local checkpoint (a file, or a folder as timm saves it) is a model with its denoiser, not a head.
-
-    False too for what is no file, or cannot be read here: timm knows more formats, and says what is wrong.
-    """
-    return name_a_denoiser(_keys(checkpoint))
-
-
-def holds_backbone(checkpoint: str | Path) -> bool:
-    """Whether a local checkpoint is a ViT, with its denoiser or without one; False as in `holds_denoiser`."""
-    return any(key.endswith("patch_embed.proj.weight") for key in _keys(checkpoint))
-
-
-def name_a_denoiser(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of a model with its denoiser, not of a head alone."""
-    return any(key.endswith("denoiser.pos_embed") for key in keys)
-
-
-def _keys(checkpoint: str | Path) -> set[str]:
-    """The names of a checkpoint's tensors; none if it cannot be read."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        candidates = [path / name for name in (WEIGHTS_NAME, PICKLED_WEIGHTS)]
-        path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    if not path.is_file():
-        return set()
-    if path.suffix != ".safetensors":
-        return checkpoint_keys(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError):
-        return set()
+def _adapt_stem(weight: Tensor, in_chans: int) -> Tensor:  # [C, c, p, p] -> [C, in_chans, p, p]
+    width = weight.shape[1]
+    if width == in_chans:
+        return weight
+    if width == 3:
+        return adapt_input_conv(in_chans, weight)
+    if "base_chans" not in signature(adapt_input_conv).parameters:
+        raise ValueError(f"this version of timm cannot make {in_chans} input channels of {width}; update timm")
+    return adapt_input_conv(in_chans, weight, base_chans=width)

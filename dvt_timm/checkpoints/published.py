@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from .._util.files import replacing
-from ..head import DenoiserHead
+from .._util.files import sha256_of
+from ..head import DenoiserHead, HeadSource
 from ..hub import client as hub
-from ..manifest import Variant, weights_path
+from ..manifest import Embedded, Own, Published, Weights, weights_path
 from ..names import plain_model
-from .heads import head_from_state, read_head, read_tensors, refused, save_head
+from .folder import save_tensors
+from .heads import head_from_state, load_head, refused, save_head
 from .models import save_model
-from .tensors import check_finite, is_head, read_checkpoint
+from .tensors import check_finite, kind_of, read_pickle, read_tensors
 
 logger = logging.getLogger("dvt_timm")
 
@@ -49,9 +48,9 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
     try:
         plain = plain_model(base)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}; give the base of the file (--base)") from error
-    state = read_checkpoint(source)
-    if not is_head(state):
+        raise ValueError(f"{source}: {error}; name the base of the file: base='arch.tag'") from error
+    state = read_pickle(source)
+    if kind_of(state) != "head":
         return save_model(_distilled_model(base, _without_classifier(state, base), plain, source), folder)
     head = head_from_state(state, {}, source)
     if head.dim != plain.embed_dim:
@@ -91,50 +90,58 @@ def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor
     return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
-def published_head(variant: Variant, cache_dir: str | Path | None = None) -> tuple[DenoiserHead, dict[str, Any]]:
-    """The head of a variant, from its repository, the package's own files, or a user's source, and its configuration.
+def published_head(weights: Weights, base: str, cache_dir: str | Path | None = None) -> DenoiserHead:
+    """A head from the authors' repository, from this package's own files, or from a user's source.
+
+    Args:
+        weights: where they are.
+        base: timm name of the backbone that it was trained on, where the source does not say so itself.
+        cache_dir: of the Hub client.
 
     Raises:
-        RuntimeError: if it has none.
         OSError: if it is not to be had.
         ValueError: if it is damaged.
     """
-    if variant.head is not None:
-        return read_head(variant.head, cache_dir)
-    state, source = _published_tensors(variant, cache_dir)
-    return head_from_state(state, {}, source), {"base": variant.base}
+    if isinstance(weights, Own):
+        return load_head(weights.source, cache_dir=cache_dir)
+    state, source = _tensors_of(weights, base, cache_dir)
+    head = head_from_state(state, {}, source.place)
+    head.source = source
+    return head
 
 
-def published_weights(variant: Variant, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
-    """The distilled weights of a variant, under timm's keys, without a classifier; errors as `published_head`."""
-    state, source = _published_tensors(variant, cache_dir)
-    return _without_classifier(check_finite(state, source), variant.base)
+def published_weights(weights: Weights, base: str, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
+    """Distilled weights, under timm's keys, without a classifier; arguments and errors as `published_head`."""
+    if isinstance(weights, Own):
+        raise ValueError(f"{weights.source} holds a head, not distilled weights; name another")
+    state, source = _tensors_of(weights, base, cache_dir)
+    return _without_classifier(check_finite(state, source.place), base)
 
 
-def _published_tensors(variant: Variant, cache_dir: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a variant's file, and where they come from."""
-    if variant.file is None:
-        raise RuntimeError(
-            f"{variant.name} has no published weights; train a head for {variant.base} and pass it as denoiser=..., "
-            "or build with pretrained=False"
-        )
-    if variant.repo is None:
-        path = weights_path(variant.file)
-        return {key: value.float() for key, value in read_tensors(path).items()}, str(path)
-    fetch = partial(hub.fetch, variant.repo, variant.file, cache_dir=cache_dir, sha256=variant.sha256)
-    path = fetch(revision=variant.revision, check_cached=False)
-    kept = _place_beside(path, variant)
+def _tensors_of(
+    weights: Embedded | Published, base: str, cache_dir: str | Path | None
+) -> tuple[dict[str, Tensor], HeadSource]:
+    """The tensors of a file, and where they come from."""
+    if isinstance(weights, Embedded):
+        path = weights_path(weights.file)
+        source = HeadSource(str(path), sha256=weights.sha256, base=base)
+        return {key: value.float() for key, value in read_tensors(path).items()}, source
+    fetch = partial(hub.fetch, weights.repo, weights.file, cache_dir=cache_dir, sha256=weights.sha256)
+    path = fetch(revision=weights.revision, check_cached=False)
+    place, commit = f"{weights.repo}/{weights.file}", hub.commit_of(path)
+    kept = _place_beside(path, weights.sha256)
     if (state := _read_kept(kept)) is None:
-        path = fetch(revision=hub.commit_of(path))
-        with refused(f"{variant.repo}/{variant.file}"):
-            state = read_checkpoint(path)
+        path = fetch(revision=commit)
+        with refused(f"{hub.HUB_PREFIX}{place}"):
+            state = read_pickle(path)
         _keep(state, kept)
-    return state, f"{variant.repo}/{variant.file}"
+    sha256 = weights.sha256 or hub.recorded_sha256(path) or sha256_of(path)
+    return state, HeadSource(f"{hub.HUB_PREFIX}{place}", commit, sha256, base)
 
 
-def _place_beside(path: Path, variant: Variant) -> Path:
+def _place_beside(path: Path, sha256: str | None) -> Path:
     """Where the tensors of a cached `.pth` are kept as safetensors, so that it is read once."""
-    version = variant.sha256 or hub.recorded_sha256(path) or hub.commit_of(path)
+    version = sha256 or hub.recorded_sha256(path) or hub.commit_of(path)
     return hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
 
 
@@ -151,7 +158,6 @@ def _keep(state: dict[str, Tensor], kept: Path) -> None:
     """Write them, if the cache can be written: one that is full or read-only loads all the same."""
     try:
         kept.parent.mkdir(exist_ok=True)
-        with replacing(kept) as scratch:
-            save_file({key: value.contiguous() for key, value in state.items()}, scratch, {"format": "pt"})
-    except (OSError, SafetensorError) as error:
+        save_tensors({key: value.contiguous() for key, value in state.items()}, kept, {"format": "pt"})
+    except OSError as error:
         logger.info("%s is not kept: %s", kept, error)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.heads import uncompiled
+from ..models import uncompiled
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views, collect
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views

@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .._util.files import CommandError, sha256_of
+from .._util.files import WEIGHTS_NAME, CommandError, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
-from ..hub.client import WEIGHTS_NAME
 from ..manifest import published_variants
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
@@ -158,7 +157,7 @@ def _weights_file(model: Any) -> dict[str, str]:
     path = Path(file, WEIGHTS_NAME) if Path(file).is_dir() else Path(file)
     if not path.is_file():
         return {}
-    embedded = {variant.base_sha256 for variant in published_variants()}
+    embedded = {variant.backbone.sha256 for variant in published_variants().values() if variant.backbone}
     return {} if (sha256 := sha256_of(path)) in embedded else {"weights_file_sha256": sha256}
 
 

@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
 from .._util.threads import made_ahead
-from ..checkpoints.heads import uncompiled
-from ..models import plain_intermediates
+from ..models import plain_intermediates, uncompiled
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
 

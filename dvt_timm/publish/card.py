@@ -11,10 +11,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..manifest import backbone_of, weights_path
+from ..manifest import weights_path
 from ..names import base_cfg, takes_denoiser
 
-LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # words of the Hub
+LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # words of the Hub
 Metrics = Sequence[EvalResult] | Mapping[str, Mapping[str, float]]
 
 
@@ -31,12 +31,12 @@ def render_card(
     """
     args, is_head = config["model_args"], config["kind"] == "head"
     for_timm = not {"denoiser", "stride"} & args.keys()  # plain timm knows neither
-    cfg = base_cfg(backbone_of(config["base"]))
+    cfg = base_cfg(config["base"])
     data = ModelCardData(
         base_model=cfg.hf_hub_id,
         base_model_relation="adapter" if is_head else "finetune",
         library_name="timm" if for_timm else "dvt-timm",
-        **_licence(cfg.license),
+        **_license(cfg.license),
         pipeline_tag="image-feature-extraction",
         tags=["dvt-timm", "timm", "vision-transformer", "denoising", "dense-prediction"],
         datasets=list(datasets) or None,
@@ -117,9 +117,9 @@ def _plain_number(result: EvalResult) -> Any:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _licence(name: str | None) -> dict[str, Any]:
-    """A licence as cards of the Hub say it: those that it has no word for are "other"."""
-    return {"license": name} if name in (None, *LICENCES) else {"license": "other", "license_name": name}
+def _license(name: str | None) -> dict[str, Any]:
+    """A license as cards of the Hub say it: those that it has no word for are "other"."""
+    return {"license": name} if name in (None, *LICENSES) else {"license": "other", "license_name": name}
 
 
 def _table_cell(value: Any) -> str:

@@ -14,7 +14,8 @@ from huggingface_hub.hf_api import RepoFile
 from .._util.files import replacing, sha256_of
 from ..checkpoints.published import published_head, published_weights
 from ..hub import client as hub
-from ..manifest import Variant, published_variants, read_manifest, weights_path
+from ..hub.errors import explained
+from ..manifest import Embedded, Published, Variant, published_variants, read_manifest, weights_path
 
 COLUMNS = {
     "file": ("file", ""),
@@ -41,8 +42,8 @@ def pin(path: Path | None = None, revision: str = "main") -> list[dict[str, Any]
     """
     manifest = json.loads(json.dumps(read_manifest()))
     rows = []
-    for repo, files in _by_repository(published_variants()).items():
-        commit, found = _look_up(repo, files, revision)
+    for repo, files in _by_repository(published_variants().values()).items():
+        commit, found = _look_up(repo, list(files), revision)
         unknown = [file for file in files if file not in found]
         if unknown:
             raise ValueError(f"{repo} at {commit} has no large file {', '.join(unknown)}; nothing was written")
@@ -68,11 +69,10 @@ def check(download: bool = False) -> list[dict[str, Any]]:
     Raises:
         OSError: if the Hub refuses or fails.
     """
-    variants = published_variants()
-    rows = [_embedded_row(file, size, sha256) for file, size, sha256 in _embedded_files(variants)]
-    by_file = {(variant.repo, variant.file): variant for variant in variants if variant.repo is not None}
+    variants = list(published_variants().values())
+    rows = [_embedded_row(weights) for weights in _embedded(variants)]
     for repo, files in _by_repository(variants).items():
-        rows += _published_rows(repo, [by_file[repo, file] for file in files], download)
+        rows += _published_rows(repo, list(files.values()), download)
     return rows
 
 
@@ -91,19 +91,19 @@ def format_manifest(manifest: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _by_repository(variants: Iterable[Variant]) -> dict[str, list[str]]:
-    """The files of every repository, each once: several names may share one."""
-    files: dict[str, dict[str, None]] = defaultdict(dict)
+def _by_repository(variants: Iterable[Variant]) -> dict[str, dict[str, Variant]]:
+    """The files of every repository, each with a variant that has it: several names may share one."""
+    files: dict[str, dict[str, Variant]] = defaultdict(dict)
     for variant in variants:
-        if variant.repo is not None and variant.file is not None:
-            files[variant.repo][variant.file] = None
-    return {repo: list(names) for repo, names in files.items()}
+        if isinstance(variant.weights, Published):
+            files[variant.weights.repo][variant.weights.file] = variant
+    return files
 
 
 def _look_up(repo: str, files: list[str], revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
     """The commit of a revision, and size and SHA-256 of those files that are there, as large ones."""
     api = HfApi(**hub.CLIENT)
-    with hub.explained(f"look up the files of {repo}" + (f" at {revision}" if revision else ""), repo):
+    with explained(f"look up the files of {repo}" + (f" at {revision}" if revision else ""), repo):
         commit = str(api.model_info(repo, revision=revision).sha)
         entries = api.get_paths_info(repo, files, revision=commit)
     large = {file.path: file.lfs for file in entries if isinstance(file, RepoFile) and file.lfs is not None}
@@ -111,54 +111,59 @@ def _look_up(repo: str, files: list[str], revision: str | None) -> tuple[str, di
 
 
 def _published_rows(repo: str, variants: list[Variant], download: bool) -> list[dict[str, Any]]:
+    """Rows of one repository's files, each looked up at its own revision."""
     by_revision: dict[str | None, list[Variant]] = defaultdict(list)
     for variant in variants:
-        by_revision[variant.revision].append(variant)
+        by_revision[_published(variant).revision].append(variant)
     rows = []
     for revision, group in by_revision.items():
-        _, found = _look_up(repo, [str(variant.file) for variant in group], revision)
+        _, found = _look_up(repo, [_published(variant).file for variant in group], revision)
         for variant in group:
-            state = _state(variant, found.get(str(variant.file)))
+            weights = _published(variant)
+            state = _state(weights, found.get(weights.file))
             if download and state in ("ok", "not pinned"):
                 state = _build(variant) or state
-            rows.append(_row(repo, str(variant.file), revision, variant.size, variant.sha256, state))
+            rows.append(_row(repo, weights.file, revision, weights.size, weights.sha256, state))
     return rows
 
 
-def _state(variant: Variant, found: tuple[int, str] | None) -> str:
+def _published(variant: Variant) -> Published:
+    assert isinstance(variant.weights, Published)
+    return variant.weights
+
+
+def _state(weights: Published, found: tuple[int, str] | None) -> str:
     """What is to be said of a file, from its size and SHA-256 on the Hub."""
     if found is None:
         return "not on the Hub"
-    if variant.sha256 is None:
+    if weights.sha256 is None:
         return "not pinned"
-    return "ok" if found == (variant.size, variant.sha256) else f"differs: {found[1]} on the Hub"
+    return "ok" if found == (weights.size, weights.sha256) else f"differs: {found[1]} on the Hub"
 
 
 def _build(variant: Variant) -> str | None:
     """Fetch and read a variant's file; what is wrong with it, None if nothing."""
+    read = published_weights if variant.distilled else published_head
     try:
-        if variant.distilled:
-            published_weights(variant)
-        else:
-            published_head(variant)
+        read(_published(variant), variant.base)
     except ValueError as error:
         return f"unusable: {' '.join(str(error).split())}"
     return None
 
 
-def _embedded_files(variants: Iterable[Variant]) -> list[tuple[str, int | None, str | None]]:
-    heads = [(v.file, v.size, v.sha256) for v in variants if v.repo is None and v.file is not None]
-    bases = [(v.base_file, v.base_size, v.base_sha256) for v in variants if v.base_file is not None]
-    return heads + bases
+def _embedded(variants: Iterable[Variant]) -> list[Embedded]:
+    """The files that ship with this package, heads first."""
+    heads = [variant.weights for variant in variants if isinstance(variant.weights, Embedded)]
+    return heads + [variant.backbone for variant in variants if variant.backbone is not None]
 
 
-def _embedded_row(file: str, size: int | None, sha256: str | None) -> dict[str, Any]:
-    path = weights_path(file)
+def _embedded_row(weights: Embedded) -> dict[str, Any]:
+    path = weights_path(weights.file)
     if not path.is_file():
         state = "missing; install dvt-timm again"
     else:
-        state = "ok" if sha256_of(path) == sha256 else "differs; install dvt-timm again"
-    return _row("embedded", file, None, size, sha256, state)
+        state = "ok" if sha256_of(path) == weights.sha256 else "differs; install dvt-timm again"
+    return _row("embedded", weights.file, None, weights.size, weights.sha256, state)
 
 
 def _row(

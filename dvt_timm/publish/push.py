@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,16 @@ import timm
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from .._util.files import read_json, sha1s_of
-from ..checkpoints.heads import read_head, save_head, uncompiled, write_config
-from ..checkpoints.models import config_of, is_saved_model, save_model
+from .._util.errors import warn_caller
+from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha1s_of, write_json
+from ..checkpoints.heads import load_head, save_head
+from ..checkpoints.models import save_model
+from ..checkpoints.tensors import kind_of, read_config
 from ..head import DenoiserHead
 from ..hub import client as hub
-from ..hub.client import CONFIG_NAME, HUB_PREFIX, WEIGHTS_NAME
-from ..names import base_cfg, plain_model
-from ..registry import backbone_name
+from ..hub.errors import explained
+from ..models import uncompiled
+from ..names import backbone_of, base_cfg, name_of, plain_model
 from ..stride import OverlapPatchEmbed
 from .card import Metrics, eval_results, render_card, title_of
 
@@ -71,7 +72,7 @@ def push_to_hub(
             `repo_id` is no "user/repo", or a public repository is to be private.
         OSError: if the Hub refuses or fails; the class is the Hub client's, the text says what to do.
     """
-    repo_id = repo_id.removeprefix(HUB_PREFIX)
+    repo_id = repo_id.removeprefix(hub.HUB_PREFIX)
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id must be 'user/repo', got {repo_id!r}")
     results = eval_results(metrics)
@@ -80,12 +81,12 @@ def push_to_hub(
         folder = Path(scratch)
         config = _write(uncompiled(model_or_head), folder, base, merged, token)
         (folder / CARD_NAME).write_text(
-            str(render_card(config, f"{HUB_PREFIX}{repo_id}", results, datasets)), encoding="utf-8"
+            str(render_card(config, f"{hub.HUB_PREFIX}{repo_id}", results, datasets)), encoding="utf-8"
         )
         message = commit_message or f"Add {title_of(config)}"
         commit, other_card = _commit(folder, repo_id, message, private, revision, create_pr, token)
     if other_card:
-        warnings.warn(f"{repo_id} has a README.md, which is kept; see whether it says what was pushed", stacklevel=2)
+        warn_caller(f"{repo_id} has a README.md, which is kept; see whether it says what was pushed")
     return commit
 
 
@@ -101,11 +102,11 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
         ValueError: if a head does not say its base.
         OSError: as `load_head`.
     """
-    if is_saved_model(folder):
-        name = str(folder) if str(folder).startswith(HUB_PREFIX) else f"local-dir:{folder}"
-        return timm.create_model(name, pretrained=True), base or (config_of(folder) or {}).get("base")
-    head, config = read_head(folder)
-    base = base or config.get("base")
+    if (hub.is_source(folder) or Path(folder).is_dir()) and kind_of(folder) in ("model", "denoised"):
+        name = str(folder) if hub.is_source(folder) else f"local-dir:{folder}"
+        return timm.create_model(name, pretrained=True), base or (read_config(folder) or {}).get("base")
+    head = load_head(folder)
+    base = base or (head.source.base if head.source else None)
     if base is None:
         raise ValueError(f"{folder} does not say which backbone it belongs to; pass its timm name as base")
     return (timm.create_model(base, pretrained=True, denoiser=head) if merged else head), base
@@ -118,11 +119,11 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
             raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
         if merged:
             raise ValueError("merged=True pushes a model, got a head; put it on a model: create_model(denoiser=head)")
-        return _write_head(module, folder, backbone_name(base), plain_model(base).embed_dim, None, token)
+        return _write_head(module, folder, backbone_of(base), plain_model(base).embed_dim, None, token)
     if not hasattr(module, "pretrained_cfg"):
         kind = type(module).__name__
         raise TypeError(f"push_to_hub takes a DenoiserHead or a model of timm.create_model, got a {kind}")
-    base, arch = backbone_name(base or _name_of(module)), module.pretrained_cfg["architecture"]
+    base, arch = backbone_of(base or _tagged_name_of(module)), module.pretrained_cfg["architecture"]
     if base.partition(".")[0] != arch:
         raise ValueError(f"the model is a {arch}, its base cannot be {base}; leave base out, or name one of {arch}")
     try:
@@ -149,17 +150,15 @@ def _write_head(
         try:
             config["base_sha256"] = hub.published_sha256(source, token)
         except OSError as error:
-            warnings.warn(f"the SHA-256 of the base's weights is not recorded: {error}", stacklevel=4)
-        write_config(config, folder)
+            warn_caller(f"the SHA-256 of the base's weights is not recorded: {error}")
+        write_json(folder / CONFIG_NAME, config)
     return config
 
 
-def _name_of(model: Any) -> str:
-    """The timm name of a model, "arch.tag"."""
-    cfg = model.pretrained_cfg
-    if not cfg.get("tag"):
-        raise ValueError(f"the model, a {cfg['architecture']}, does not say its tag; name its base: base='arch.tag'")
-    return f"{cfg['architecture']}.{cfg['tag']}"
+def _tagged_name_of(model: Any) -> str:
+    if not model.pretrained_cfg.get("tag"):
+        raise ValueError(f"the model, a {name_of(model)}, does not say its tag; name its base: base='arch.tag'")
+    return name_of(model)
 
 
 def _commit(
@@ -173,12 +172,12 @@ def _commit(
 ) -> tuple[CommitInfo, bool]:
     """Commit the three files of a folder, or two if the repository has a card; whether it has another one."""
     api = HfApi(token=token, **hub.CLIENT)
-    with hub.explained(f"push to {repo_id}", repo_id):
+    with explained(f"push to {repo_id}", repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
         is_public = bool(private) and not api.model_info(repo_id).private
     if is_public:
         raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave private=True out")
-    with hub.explained(f"push to {repo_id}", repo_id):
+    with explained(f"push to {repo_id}", repo_id):
         if revision is not None and not revision.startswith("refs/") and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = {file.path: file for file in api.get_paths_info(repo_id, [CARD_NAME], revision=revision)}

@@ -11,10 +11,9 @@ import torch
 from .._util.files import CommandError
 from ..checkpoints.heads import save_head
 from ..head import DenoiserHead
-from ..names import full_name, plain_model
+from ..names import backbone_of, full_name, plain_model
 from ..offline import FeatureStore
 from ..offline.run import fingerprint
-from ..registry import backbone_name
 from .data import OnlinePairs, Sample, digest_of
 from .loss import at_least_float32
 from .stage import Batch
@@ -47,7 +46,7 @@ class DenoiserStage:
         num_blocks: int = 1,
         seed: int = 0,
     ) -> None:
-        self.base, self.samples, self.validation = full_name(backbone_name(base)), samples, validation
+        self.base, self.samples, self.validation = full_name(backbone_of(base)), samples, validation
         self.workers = isinstance(samples, FeatureStore)
         self.stride: int = samples.settings["stride"][0]
         plain = plain_model(self.base)
@@ -102,7 +101,7 @@ def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> No
     """Raises CommandError if they are no features of that model."""
     if not len(pairs):
         raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
-    made_of, layer = backbone_name(pairs.settings["model"]), pairs.settings["views"]["layer"]
+    made_of, layer = backbone_of(pairs.settings["model"]), pairs.settings["views"]["layer"]
     if made_of != base:
         raise CommandError(f"these are features of {made_of}, not of {base}; name that as --base, or fit another store")
     if layer not in (-1, len(plain.blocks) - 1):

@@ -15,10 +15,9 @@ from .._util.files import CommandError
 from .._util.images import preprocessing_of
 from ..checkpoints.models import save_model
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
-from ..names import full_name
+from ..names import backbone_of, full_name
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
-from ..registry import backbone_name
 from .data import Images, Sample, digest_of
 from .loss import at_least_float32
 from .stage import Batch
@@ -115,12 +114,12 @@ def _base_of(teacher: Any, base: str | None) -> str:
     arch, tag = (teacher.pretrained_cfg.get(key) for key in ("architecture", "tag"))
     own = f"{arch}.{tag}" if tag else arch
     try:
-        return full_name(backbone_name(own))
+        return full_name(backbone_of(own))
     except ValueError as error:
         if base is None:
             raise CommandError(f"the teacher's backbone: {error}, as its base") from error
     try:
-        name = full_name(backbone_name(base))
+        name = full_name(backbone_of(base))
     except ValueError as error:
         raise CommandError(str(error)) from error
     if name.partition(".")[0] != arch:

@@ -12,7 +12,7 @@ from helpers import DEMO, full_disk, random_head
 from safetensors.torch import load_file, save_file
 
 import dvt_timm
-from dvt_timm import registry
+from dvt_timm.names import find_variant
 
 BASE = "vit_small_patch14_dinov2.lvd142m"
 
@@ -184,10 +184,7 @@ def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
 
     from dvt_timm.manifest import weights_path
 
-    demo = registry.get_variant(DEMO)
-    for file, size, digest in (
-        (demo.file, demo.size, demo.sha256),
-        (demo.base_file, demo.base_size, demo.base_sha256),
-    ):
-        data = weights_path(file).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+    demo = find_variant(DEMO)
+    for weights in (demo.weights, demo.backbone):
+        data = weights_path(weights.file).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (weights.size, weights.sha256)

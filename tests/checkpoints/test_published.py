@@ -14,9 +14,9 @@ from hub_server import Hub
 from safetensors.torch import load_file
 
 import dvt_timm
-from dvt_timm import registry
 from dvt_timm.checkpoints import published
-from dvt_timm.manifest import Variant
+from dvt_timm.manifest import Published
+from dvt_timm.names import find_variant
 
 SMALL, SMALL_BASE = "vit_small_patch14_dinov2.dvt_voc", "vit_small_patch14_dinov2.lvd142m"
 DISTILLED, DISTILLED_BASE = "deit3_base_patch16_224.dvt_voc_distilled", "deit3_base_patch16_224.fb_in1k"
@@ -119,7 +119,7 @@ class TestCreateModel:
 
 class TestConvertedOnce:
     def load(self) -> dvt_timm.DenoiserHead:
-        return published.published_head(registry.get_variant(SMALL))[0]
+        return published.published_head(find_variant(SMALL).weights, SMALL_BASE)
 
     def test_the_pickle_is_read_once(self, hub: Hub, head: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert same_weights(self.load(), head)
@@ -129,7 +129,7 @@ class TestConvertedOnce:
         def read(path: Path) -> Any:
             raise AssertionError("the pickle was read again")
 
-        monkeypatch.setattr(published, "read_checkpoint", read)
+        monkeypatch.setattr(published, "read_pickle", read)
         assert same_weights(self.load(), head)
 
     def test_a_new_file_is_read_anew(self, hub: Hub, head: Any, tmp_path: Path) -> None:
@@ -163,11 +163,9 @@ class TestConvertedOnce:
 
 class TestPins:
     def test_another_file_than_the_pinned_one(self, hub: Hub, head: Any, cache: Path) -> None:
-        pinned = Variant(
-            SMALL, SMALL_BASE, repo="jjiaweiyang/DVT", file=f"voc_denoised/{SMALL_BASE}.pth", sha256="0" * 64
-        )
+        pinned = Published("jjiaweiyang/DVT", f"voc_denoised/{SMALL_BASE}.pth", sha256="0" * 64)
         with pytest.raises(ValueError, match=r"DVT/voc_denoised/.*\.pth at \w+ was downloaded twice.*on record"):
-            published.published_head(pinned)
+            published.published_head(pinned, SMALL_BASE)
         assert list(cache.glob("models--*/snapshots/*/*/*.pth")) == []
 
     @pytest.mark.parametrize("change", [lambda data: data[:5000] + b"\xff" + data[5001:], lambda data: data[:5000]])
@@ -177,16 +175,16 @@ class TestPins:
         path.write_bytes(change(path.read_bytes()))
         data = hub.repos["jjiaweiyang/DVT"].files()[file]
         for pins in ({}, {"revision": path.parent.parent.name, "sha256": hashlib.sha256(data).hexdigest()}):
-            variant = Variant(SMALL, SMALL_BASE, repo="jjiaweiyang/DVT", file=file, **pins)
-            assert same_weights(published.published_head(variant)[0], head)
+            pinned = Published("jjiaweiyang/DVT", file, **pins)
+            assert same_weights(published.published_head(pinned, SMALL_BASE), head)
 
     def test_a_pinned_commit_in_the_cache_needs_no_request(self, hub: Hub, head: Any) -> None:
         repo, file = hub.repos["jjiaweiyang/DVT"], f"voc_denoised/{SMALL_BASE}.pth"
         pins = {"revision": repo.branches["main"], "sha256": hashlib.sha256(repo.files()[file]).hexdigest()}
-        pinned = Variant(SMALL, SMALL_BASE, repo="jjiaweiyang/DVT", file=file, **pins)
-        assert same_weights(published.published_head(pinned)[0], head)
+        pinned = Published("jjiaweiyang/DVT", file, **pins)
+        assert same_weights(published.published_head(pinned, SMALL_BASE), head)
         hub.requests.clear()
-        assert same_weights(published.published_head(pinned)[0], head)
+        assert same_weights(published.published_head(pinned, SMALL_BASE), head)
         assert hub.requests == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import GOLDEN_HEADS, random_head
 
-from dvt_timm.checkpoints.tensors import read_checkpoint
+from dvt_timm.checkpoints.tensors import read_pickle
 
 
 @pytest.mark.parametrize("name", GOLDEN_HEADS)
@@ -18,13 +18,13 @@ def test_the_authors_files(name: str) -> None:
     path = GOLDEN_HEADS[name][1] / f"official_denoiser_{name}.pth"
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    assert "pos_embed" in read_checkpoint(path)
+    assert "pos_embed" in read_pickle(path)
 
 
 def test_a_numpy_scalar_is_admitted(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": np.float64(0.1)}}, path)
-    assert read_checkpoint(path).keys() == {"pos_embed"}
+    assert read_pickle(path).keys() == {"pos_embed"}
 
 
 @pytest.mark.parametrize("value", [np.float32(1), np.int64(3), np.zeros(3), np.dtype("O"), np.str_("x")])
@@ -32,13 +32,13 @@ def test_nothing_else_of_numpy_is(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "a.pth"
     torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": {"lr": value}}, path)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_checkpoint(path)
+        read_pickle(path)
 
 
 def test_the_prefix_is_stripped_only_where_it_is_one(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"model": {"model.a.model.b": torch.ones(1), "c.model.d": torch.ones(1)}}, path)
-    assert read_checkpoint(path).keys() == {"a.model.b", "c.model.d"}
+    assert read_pickle(path).keys() == {"a.model.b", "c.model.d"}
 
 
 def test_code_does_not_run(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_code_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": Hostile()}, path)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: it holds a ") as caught:
-        read_checkpoint(path)
+        read_pickle(path)
     assert "weights_only=False" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
@@ -59,7 +59,7 @@ def test_code_does_not_run(tmp_path: Path) -> None:
 def test_other_contents(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth holds"):
-        read_checkpoint(tmp_path / "a.pth")
+        read_pickle(tmp_path / "a.pth")
 
 
 def test_truncated(tmp_path: Path) -> None:
@@ -67,4 +67,4 @@ def test_truncated(tmp_path: Path) -> None:
     torch.save({"denoiser": random_head().state_dict()}, path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
-        read_checkpoint(path)
+        read_pickle(path)

@@ -23,7 +23,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 
 import dvt_timm
-from dvt_timm import registry
+from dvt_timm import names
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 METRICS = {"PASCAL VOC 2012": {"mIoU": 84.92}, "NYU Depth v2": {"RMSE": 0.3811}}
@@ -168,13 +168,13 @@ class TestModels:
     def test_one_of_a_name_that_only_its_owner_has(self, hub: Hub, tmp_path: Path) -> None:
         """As README's example registers: the name is not known where the model is pulled."""
         base = "vit_small_patch16_224.dino"
-        before = dict(registry._variants)
+        before = dict(names._own)
         dvt_timm.register_variant("vit_small_patch16_224.dvt_owners", base=base)
         model = timm.create_model("vit_small_patch16_224.dvt_owners", depth=1)
         dvt_timm.push_to_hub(model, "me/mine", merged=True)
         dvt_timm.save_model(model, tmp_path / "mine")
-        registry._variants.clear()
-        registry._variants.update(before)
+        names._own.clear()
+        names._own.update(before)
         for name in ("hf-hub:me/mine", f"local-dir:{tmp_path / 'mine'}"):
             assert same_weights(timm.create_model(name, pretrained=True), model)
 

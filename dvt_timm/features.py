@@ -1,0 +1,87 @@
+"""What a model gives for images: raw and denoised maps from one pass, and photos of any shape as its input."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from ._util.images import as_image, preprocessing_of
+from .models import uncompiled
+
+
+class FeatureMaps(NamedTuple):
+    """Features of images after the model's final norm."""
+
+    raw: Tensor  # [B, C, H, W] patch tokens of the backbone
+    denoised: Tensor | None  # [B, C, H, W] the same from the head; None for a model without one
+    class_token: Tensor | None  # [B, C]; None for a model without one
+    register_tokens: Tensor  # [B, R, C]; R is 0 for most models
+
+
+def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
+    """Take raw and denoised maps, class and register tokens of images, from one pass.
+
+    >>> maps = feature_maps(model, preprocess(model, "photo.jpg"))
+    >>> maps.raw, maps.denoised  # [1, C, H, W] each
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva`, denoised or not.
+        images: [B, 3, height, width], normalized as the model wants it, on any device.
+
+    Returns:
+        The features, on the model's device and in its dtype.
+
+    Raises:
+        TypeError: if the model has no patch tokens.
+        ValueError: if the images do not fit the model.
+    """
+    inner = uncompiled(model)
+    if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
+        raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
+    images = images.to(inner.patch_embed.proj.weight.device)
+    raw: list[Tensor] = []  # [B, H, W, C], what the head is given
+    hooks = []
+    if hasattr(inner, "denoiser"):
+        hooks = [inner.denoiser.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))]
+    try:
+        tokens = model.forward_features(images)  # [B, prefix + H * W, C]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    height, width = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+    prefix, patches = tokens[:, : inner.num_prefix_tokens], tokens[:, inner.num_prefix_tokens :]
+    fmap = patches.transpose(1, 2).reshape(len(images), -1, height, width)
+    has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
+    return FeatureMaps(
+        raw=raw[0].permute(0, 3, 1, 2) if raw else fmap,
+        denoised=fmap if raw else None,
+        class_token=prefix[:, 0] if has_class else None,
+        register_tokens=prefix[:, int(has_class) :],
+    )
+
+
+def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: int | None = None) -> Tensor:
+    """Make a model's input of a photo of any shape: resized to whole patches, nothing cropped, normalized.
+
+    timm's own transform (`timm.data.create_transform`) crops the photo to the model's square instead.
+
+    Args:
+        model: a timm model that takes images of any size (`dynamic_img_size=True`, the default of denoised names).
+        image: an image of any mode, or the path of one.
+        size: pixels of the shorter side, rounded to whole patches; the model's own by default.
+
+    Returns:
+        [1, 3, height, width] float32, on the CPU.
+
+    Raises:
+        ImageError: if the file is no image.
+        TypeError: if it is neither an image nor a path.
+        ValueError: if `size` is below 1, or the image has no pixels.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    preprocessing = preprocessing_of(uncompiled(model), size)
+    return preprocessing.to_tensor(preprocessing.resize(as_image(image)))

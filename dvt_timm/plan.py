@@ -1,0 +1,303 @@
+"""What a request of `create_model` means: a plan, made of what the request says, of nothing on disk or Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from timm.layers import to_2tuple
+from timm.models import PretrainedCfg
+
+from .checkpoints.heads import refused
+from .checkpoints.models import SAVED
+from .head import DenoiserHead, as_grid
+from .manifest import Own, Variant, Weights, named_patch_size
+from .names import (
+    NOWHERE,
+    SOURCES,
+    backbone_cfg,
+    backbone_of,
+    base_cfg,
+    cfg_field,
+    is_eva,
+    list_variants,
+    listed_cfg,
+    name_of,
+    own_variant,
+    plain_model,
+)
+
+RANDOM_HEAD = (
+    "the denoiser is built from its shape alone and has random weights; load them, or pass its folder or file as "
+    "denoiser=..."
+)
+NO_HEAD = (
+    "{name} has no published weights; train a head for {base} and pass it as denoiser=..., or build with "
+    "pretrained=False"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `create_model` asks of an architecture."""
+
+    arch: str
+    cfg: Any  # pretrained_cfg as timm passes it on: a PretrainedCfg, a dict, a tag or None
+    pretrained: bool
+    options: Mapping[str, Any]  # all other arguments, `denoiser` and `stride` among them
+    variant: Variant | None = None  # the row of the name
+    head: tuple[str, dict[str, Any]] | None = None  # where a head lies in the place of a model, and its config.json
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether timm alone builds what is asked for."""
+        asked = self.options.get("denoiser") is not None or self.options.get("stride") is not None
+        return self.variant is None and self.head is None and not asked
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A head to be made, with random weights."""
+
+    grid_size: tuple[int, int]
+    num_blocks: int = 1
+
+
+Head: TypeAlias = DenoiserHead | Weights | Shape | None
+Backbone: TypeAlias = Literal["random", "base", "checkpoint"] | Weights
+Held: TypeAlias = Literal["no", "maybe", "must"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request becomes a model."""
+
+    base: str  # timm name of the backbone
+    base_sha256: str | None  # of its weights, where they are embedded
+    cfg: PretrainedCfg  # what the model says of itself, and where the backbone's weights are
+    backbone: Backbone  # weights: none, timm's of the base, those that `cfg` names, or distilled ones
+    head: Head
+    held: Held  # whether the checkpoint is asked for a head, which then goes before `head`
+    stride: int | None  # pixels between patches, None for the patch size
+    img_size: tuple[int, int]  # (height, width) in pixels that was asked for
+    options: dict[str, Any]  # arguments of timm's entrypoint
+    features: int | list[int] | None = None  # out_indices of features_only=True, None without
+    warnings: tuple[str, ...] = ()
+    scrambles: bool = False  # whether the head is random where the name stands for a trained one
+
+
+def plan_of(request: Request) -> Plan:
+    """Decide what a request for a denoised, distilled or strided model means; reads nothing.
+
+    Raises:
+        RuntimeError: if weights are asked for that nobody published.
+        TypeError: on a `denoiser` that is none.
+        ValueError: on arguments that no denoised model can serve.
+    """
+    options = dict(request.options)
+    _refuse_unsupported(options)
+    target = _target(request, options.pop("denoiser", None))
+    stride, variant = options.pop("stride", None), target.variant
+    cfg, overlay = target.cfg, options.pop("pretrained_cfg_overlay", None)
+    if overlay:
+        cfg = _overlaid(cfg, overlay)
+    own = _names_own_weights(cfg, variant, target.base_cfg)
+    if variant is not None and not own:
+        cfg = dataclasses.replace(cfg, **{key: getattr(target.base_cfg, key) for key in NOWHERE})
+    backbone = _backbone(request, target, cfg, own)
+    head, held = _head(request, target, cfg, backbone)
+    if variant is not None and head is not None and "global_pool" in options:
+        options.setdefault("use_fc_norm" if is_eva(request.arch) else "fc_norm", False)  # heads read what norm gives
+    img_size = _set_img_size(options, cfg, target.base_cfg, stride)
+    cfg = dataclasses.replace(cfg, fixed_input_size=not options["dynamic_img_size"])
+    if target.denoiser is not None:
+        cfg = dataclasses.replace(cfg, **_named(target))
+    features = options.pop("out_indices", 3) if options.pop("features_only", False) else None
+    options.pop("feature_cls", None)
+    return Plan(
+        base=name_of(cfg) if variant is None else backbone_of(variant.name),
+        base_sha256=variant.backbone.sha256 if variant and variant.backbone else None,
+        cfg=cfg,
+        backbone=backbone,
+        head=head,
+        held=held,
+        stride=stride,
+        img_size=img_size,
+        options=options,
+        features=features,
+        warnings=(RANDOM_HEAD,) if request.pretrained and isinstance(head, Shape) and held == "no" else (),
+        scrambles=isinstance(head, Shape) and target.denoiser is None,
+    )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Which model a request names."""
+
+    variant: Variant | None  # the row of the name, None for a plain one
+    cfg: PretrainedCfg  # of the model
+    base_cfg: PretrainedCfg  # of the backbone, whose weights and own image size it gives
+    denoiser: Any  # as the caller gave it
+
+
+def _target(request: Request, denoiser: Any) -> _Target:
+    if request.head is not None:
+        return _saved_target(request, *request.head, denoiser)
+    variant, cfg = request.variant, _as_cfg(request)
+    return _Target(variant, cfg, cfg if variant is None else backbone_cfg(variant), denoiser)
+
+
+def _saved_target(request: Request, location: str, config: Mapping[str, Any], denoiser: Any) -> _Target:
+    """A head's folder or repository in the place of a model's: its base with this head, or the caller's own."""
+    base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
+    if not isinstance(base, str) or base.partition(".")[0] != request.arch:
+        raise ValueError(f"{location}: its base is {base!r}, which is no {request.arch}; save or push the head again")
+    args = config.get("model_args", {})
+    with refused(location):
+        if not args.keys() <= {"denoiser", "stride"} or not isinstance(args.get("stride", 1), int):
+            raise ValueError(f"its model_args {args} are not those of a head")
+        grid, embed = as_grid(shape["grid_size"]), plain_model(base).patch_embed  # type: ignore[arg-type]
+    strides = to_2tuple(args.get("stride", embed.patch_size))
+    height, width = ((n - 1) * stride + patch for n, stride, patch in zip(grid, strides, embed.patch_size, strict=True))
+    variant = own_variant(backbone_of(base), base, location)
+    cfg = listed_cfg(variant, (3, height, width))
+    if denoiser == args.get("denoiser"):  # timm passes what the configuration says
+        denoiser = None if request.pretrained else shape
+    return _Target(variant if request.pretrained else None, cfg, backbone_cfg(variant), denoiser)
+
+
+def _as_cfg(request: Request) -> PretrainedCfg:
+    cfg, arch = request.cfg, request.arch
+    if isinstance(cfg, Mapping):
+        cfg = PretrainedCfg(**{"input_size": base_cfg(arch).input_size, **cfg})
+    elif cfg is None or isinstance(cfg, str):
+        cfg = base_cfg(f"{arch}.{cfg}" if cfg else arch)
+    return dataclasses.replace(cfg, architecture=cfg.architecture or arch)
+
+
+def has_lost_tag(request: Request) -> bool:
+    """Whether a plain model may have been meant denoised: timm drops the tag if `pretrained_cfg` is a dict."""
+    cfg = request.cfg
+    named = not cfg or isinstance(cfg, str) or cfg_field(cfg, "tag") or cfg_field(cfg, "source")
+    return not named and bool(list_variants(f"{request.arch}.*"))
+
+
+def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+    if options.get("use_naflex"):
+        raise ValueError("use_naflex=True builds a NaFlexVit, which these names and stride= do not know; leave it out")
+    if options.get("features_only") and options.get("feature_cls", "getter") != "getter":
+        raise ValueError(
+            f"feature_cls={options['feature_cls']!r} reads the blocks themselves, past the denoiser; leave it out "
+            "(timm's default for ViTs is 'getter')"
+        )
+
+
+def _overlaid(cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> PretrainedCfg:
+    """The cfg with `pretrained_cfg_overlay` on it; the weights of another source are in timm's own format."""
+    if any(overlay.get(key) for key in SOURCES):
+        overlay = {"custom_load": False, **overlay}
+    return dataclasses.replace(cfg, **overlay)
+
+
+def _names_own_weights(cfg: PretrainedCfg, variant: Variant | None, base_cfg: PretrainedCfg) -> bool:
+    """Whether `cfg` names weights of the caller's own: a file, a state dict, a saved model, another repository."""
+    if cfg.source in SAVED or cfg.state_dict is not None:
+        return True
+    if variant is None and cfg.file is not None:
+        return True
+    return any(getattr(cfg, key) not in (None, getattr(base_cfg, key)) for key in SOURCES)
+
+
+def _named(target: _Target) -> dict[str, Any]:
+    """What a cfg says where a caller's own head takes the place of a name's: the head, and the backbone's tag."""
+    denoiser, variant = target.denoiser, target.variant
+    if isinstance(denoiser, DenoiserHead):
+        place = "a head of the caller's" if denoiser.source is None else denoiser.source.place
+    elif isinstance(denoiser, str | Path):
+        place = str(denoiser)
+    else:
+        return {}
+    tag = target.cfg.tag if variant is None else backbone_of(variant.name).partition(".")[2]
+    return {"tag": tag, "notes": (f"denoiser: {place}",)}
+
+
+def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) -> Backbone:
+    """Where the backbone's weights come from.
+
+    Raises:
+        ValueError: if a distilled name is to get a head.
+    """
+    if not request.pretrained:
+        return "random"
+    if own:  # a format that timm's models read themselves is left to them
+        return "base" if cfg.custom_load and (cfg.file or cfg.url) else "checkpoint"
+    variant = target.variant
+    if variant is None or not variant.distilled or variant.weights is None:
+        return "base"
+    if target.denoiser is not None:
+        raise ValueError(
+            f"{variant.name} is a plain model with distilled weights, which no head goes with; pass denoiser=... to "
+            f"{variant.base}"
+        )
+    return variant.weights
+
+
+def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backbone) -> tuple[Head, Held]:
+    """Where the head comes from, and whether the checkpoint is asked for one first.
+
+    Raises:
+        RuntimeError: if nobody published one.
+        TypeError, ValueError: on a `denoiser` that is none.
+    """
+    denoiser, variant = target.denoiser, target.variant
+    held: Held = "no" if backbone != "checkpoint" else "must" if cfg.source in SAVED else "maybe"
+    if isinstance(denoiser, DenoiserHead):
+        return denoiser, "no"
+    if isinstance(denoiser, str | Path):
+        return Own(denoiser), "no"
+    if denoiser is not None:
+        return _shape(denoiser), held
+    if variant is None or variant.distilled:
+        return None, "no"
+    if isinstance(variant.weights, Own):
+        return variant.weights, "no"
+    if not request.pretrained:
+        return Shape(variant.grid_size), "no"
+    if variant.weights is None and held == "no":
+        raise RuntimeError(NO_HEAD.format(name=variant.name, base=variant.base))
+    return variant.weights, held
+
+
+def _shape(denoiser: Any) -> Shape:
+    if not isinstance(denoiser, Mapping):
+        raise TypeError(f"denoiser must be a DenoiserHead, a path, hf-hub:... or a shape, got {denoiser!r}")
+    if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
+        raise ValueError(f'denoiser={dict(denoiser)} should be {{"grid_size": [h, w], "num_blocks": n}}')
+    return Shape(as_grid(denoiser["grid_size"]), denoiser.get("num_blocks", 1))
+
+
+def _set_img_size(
+    options: dict[str, Any], cfg: PretrainedCfg, base_cfg: PretrainedCfg, stride: int | None
+) -> tuple[int, int]:
+    """Put `dynamic_img_size` and timm's `img_size` into the options; the (height, width) in pixels that was asked for.
+
+    timm builds at the base's own size where the position embedding is to keep its grid, or is resampled by the stride.
+
+    Raises:
+        ValueError: if the size is smaller than a patch, or fixed and not whole patches.
+    """
+    dynamic = options.setdefault("dynamic_img_size", True)
+    native = tuple(base_cfg.input_size[-2:])
+    wanted = to_2tuple(options.get("img_size") or cfg.input_size[-2:])
+    patch_size = to_2tuple(options.get("patch_size") or named_patch_size(cfg.architecture or "") or 1)
+    for side, patch in zip(wanted, patch_size, strict=True):
+        if side < patch or (side % patch and not dynamic):
+            raise ValueError(
+                f"img_size {tuple(wanted)} is not whole patches of {patch} pixels; use "
+                f"{max(side // patch, 1) * patch} in place of {side}"
+            )
+    options["img_size"] = native if stride is not None or (dynamic and "img_size" not in options) else wanted
+    return wanted

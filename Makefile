@@ -1,7 +1,10 @@
-# make demo   panels of the example photos, from nothing but Python >= 3.10
-# make test   the default test suite; make test-slow the rest; make test-oldest with the oldest timm
-#             and huggingface_hub
-# make check  linters and types; make bench what denoising costs
+# make demo         panels of the example photos, from nothing but Python >= 3.10
+# make test         the default test suite
+# make test-slow    the rest, the built wheel among it
+# make test-oldest  the default suite with the oldest timm and huggingface_hub
+# make check        linters, types, and which room may import which
+# make docs         the pages, into site/
+# make bench        what denoising costs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +13,7 @@ OLDEST_TIMM := timm==1.0.21
 OLDEST_HUB := huggingface_hub==1.26.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-oldest check bench clean
+.PHONY: demo test test-slow test-oldest check docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --out demo-output
@@ -29,22 +32,26 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python examples/benchmarks/forward.py
 
 clean:
-	rm -rf $(VENV) build dist demo-output *.egg-info
+	rm -rf $(VENV) build dist site demo-output *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[bench,clients,dev,export,train]'
+	$(PIP) -e '.[bench,clients,dev,docs,export,train]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

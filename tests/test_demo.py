@@ -8,12 +8,12 @@ from helpers import DEMO, ROOT
 from PIL import Image
 from torch import Tensor
 
-RIDGE = 30.0  # on features as they are, not standardised
+RIDGE = 30.0  # on features as they are, not standardized
 
 
 @pytest.fixture(scope="module")
 def maps() -> dict[str, Tensor]:
-    """(photo, mirrored, h, w, C) raw and denoised, of the centre squares of the cat and the puppy at 518."""
+    """Raw and denoised maps [photo, mirrored, h, w, C] of the center squares of the cat and the puppy at 518."""
     model = timm.create_model(DEMO, pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     photos = [transform(Image.open(ROOT / f"examples/data/{name}.jpg").convert("RGB")) for name in ("cat", "puppy")]
@@ -28,14 +28,14 @@ def maps() -> dict[str, Tensor]:
     }
 
 
-def positions(size: int) -> Tensor:  # [size * size, 4]: x, y, |x - 1/2|, |y - 1/2| of patch centres in [0, 1]
-    centres = (torch.arange(size) + 0.5) / size
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+def positions(size: int) -> Tensor:  # [size * size, 4]: x, y, |x - 1/2|, |y - 1/2| of patch centers in [0, 1]
+    centers = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
     return torch.stack([x, y, (x - 0.5).abs(), (y - 0.5).abs()], -1).flatten(0, 1)
 
 
 def position_leakage(maps: Tensor) -> list[float]:
-    """R2 with which a ridge probe, fitted on the first photo and its mirror image, reads positions off the second."""
+    """Measure R2 of a ridge probe that is fitted on the first photo and its mirror image, and tested on the second."""
     size = maps.shape[2]
     fit, test = maps.flatten(1, 3).double()
     target = positions(size).double().repeat(2, 1)

@@ -1,7 +1,7 @@
-"""How much position is left in features, and what a simple probe makes of them; no model is run here.
+"""Measures of features; no model is run here.
 
-`position_leakage` and `information_coefficients` measure artifacts without labels, `linear_probe` and `knn_probe`
-predict labels of patches, `mean_iou` scores them.
+`position_leakage` and `information_coefficients` measure artifacts without labels. `linear_probe` and `knn_probe`
+predict labels of patches, and `mean_iou` scores them.
 """
 
 from .leakage import position_leakage

@@ -1,4 +1,4 @@
-"""Position leakage: how well a linear probe reads a patch's position from its feature."""
+"""Position leakage says how well a linear probe reads a patch's position from its feature."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-RIDGE = 1e-4  # of the standardised features' mean square
+RIDGE = 1e-4  # of the standardized features' mean square
 
 
 def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[str, float]:
-    """R2 of a ridge regression from a patch's feature to its place in the image.
+    """Measure R2 of a ridge regression from a patch's feature to its place in the image.
 
     The targets are x, y and the distances |x| and |y| from the middle. Features of natural photos without artifacts
-    give about 0, or less where nothing carries over from photo to photo; that y stays readable a little is content.
+    give about 0, or less where nothing carries over from photo to photo. A little of y stays readable: it is content.
 
     Args:
         train: maps [h, w, C] of the photos that fit the probe; several hundred make it a strict one.
         test: maps of other photos.
 
     Returns:
-        R2 of "x", "y", "|x|" and "|y|": 1 for perfectly readable.
+        R2 of "x", "y", "|x|" and "|y|"; 1 means perfectly readable.
 
     Raises:
-        ValueError: if either is empty.
+        ValueError: if either has no map.
     """
     features, targets = _stack(train)
     mean, scale = features.mean(dim=0), features.std(dim=0).clamp(min=1e-12)
@@ -39,7 +39,7 @@ def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[st
 
 
 def _stack(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """All patches' features [N, C] and targets [N, 4], float64."""
+    """Stack all patches' features [N, C] and targets [N, 4], float64."""
     parts = list(maps)
     if not parts:
         raise ValueError("position leakage needs at least one map [h, w, C] to fit and one to test on")

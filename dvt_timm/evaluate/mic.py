@@ -1,8 +1,9 @@
 """The paper's artifact measure: the maximal information coefficient of a channel with the patch's column or row.
 
 Reshef et al., Detecting Novel Associations in Large Data Sets, 2011: over all grids of a x b cells with a b <= B =
-N^0.6, the mutual information of the cells over log min(a, b), maximised. As there, one axis is cut into equal parts and
-the other one optimally, by dynamic programming over at most `CLUMPS` candidate cuts per part; both ways round.
+N^0.6, the mutual information of the cells over log min(a, b), maximized. As there, one axis is cut into equal parts and
+the other one optimally, by dynamic programming over at most `CLUMPS` candidate cuts per part, and then the other way
+round.
 
 Letters: N = h * w patches, C channels, a parts of the channel, b parts of the position.
 """
@@ -19,7 +20,7 @@ CHANNELS = 64  # at a time
 
 
 def information_coefficients(features: Tensor) -> Tensor:
-    """How much each channel tells of the column and of the row of a patch.
+    """Measure how much each channel tells of the column and of the row of a patch.
 
     The paper's figure is the maximum over the channels, averaged over columns and rows and over images.
 
@@ -27,12 +28,10 @@ def information_coefficients(features: Tensor) -> Tensor:
         features: [h, w, C].
 
     Returns:
-        [C, 2] in 0..1: with x, with y.
+        [C, 2] in 0..1: the coefficient with x and with y.
     """
     h, w, C = features.shape
-    shuffled = torch.randperm(
-        h * w, generator=torch.Generator().manual_seed(0)
-    )  # equal values are told apart at random
+    shuffled = torch.randperm(h * w, generator=torch.Generator().manual_seed(0))  # breaks ties at random
     columns, rows = shuffled % w, shuffled // w
     values = features.detach().float().cpu().reshape(h * w, C)[shuffled].T  # [C, N]
     parts = values.split(CHANNELS)
@@ -56,7 +55,7 @@ def _coefficients(values: Tensor, place: Tensor) -> Tensor:  # [C, N], [N] colum
 
 
 def _best_cuts(clump: Tensor, clumps: int, part: Tensor, parts: int, most: int) -> Tensor:
-    """Cut the line of clumps into 2..most runs so that they tell most of the part: clump and part are [C, N] -> [C]."""
+    """Cut the line of clumps into 2..most runs that tell most of the part; clump and part are [C, N] -> [C]."""
     C, N = clump.shape
     counts = torch.zeros(C, clumps * parts).scatter_add_(1, clump * parts + part, torch.ones(C, N))
     total = torch.cat([torch.zeros(C, 1, parts), counts.reshape(C, clumps, parts).cumsum(dim=1)], dim=1)
@@ -75,5 +74,5 @@ def _best_cuts(clump: Tensor, clumps: int, part: Tensor, parts: int, most: int) 
 
 
 def _xlogx(count: Tensor) -> Tensor:
-    """Of whole numbers; 0 for 0 and for negative ones."""
+    """Take x log x of whole numbers; negative ones and 0 give 0."""
     return count.clamp(min=1).log_().mul_(count)

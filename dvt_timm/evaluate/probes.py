@@ -7,15 +7,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 CHUNK = 2048  # patches at a time
-NEIGHBOURS = 10
+NEIGHBORS = 10
 EPOCHS, BATCH, RATE, DECAY = 10, 1024, 1e-2, 1e-4  # of the linear probe
 
 
-def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """The label that the nearest training patches, by cosine, vote for; their cosines are their weights.
+def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbors: int = NEIGHBORS) -> Tensor:
+    """Predict the label that the nearest training patches vote for, each with its cosine as its weight.
 
     Args:
-        train: [N, C]; labels: [N] from 0 on; test: [M, C].
+        train: [N, C], features of the training patches.
+        labels: [N], theirs, from 0 on.
+        test: [M, C].
+        neighbors: how many patches vote.
 
     Returns:
         [M] labels.
@@ -23,7 +26,7 @@ def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEI
     keys = normalize(train.float(), dim=1)
     votes = []
     for queries in normalize(test.float(), dim=1).split(CHUNK):
-        cosine, index = (queries @ keys.T).topk(min(neighbours, len(keys)), dim=1)
+        cosine, index = (queries @ keys.T).topk(min(neighbors, len(keys)), dim=1)
         tally = cosine.new_zeros(len(queries), int(labels.max()) + 1)
         votes.append(tally.scatter_add_(1, labels.long()[index], cosine).argmax(dim=1))
     return torch.cat(votes)
@@ -32,10 +35,12 @@ def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbours: int = NEI
 @torch.inference_mode(False)
 @torch.enable_grad()
 def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> Tensor:
-    """The label by a linear classifier on standardised features: AdamW, ten epochs, cosine schedule.
+    """Predict the label with a linear classifier on standardized features: AdamW, ten epochs, cosine schedule.
 
     Args:
-        train: [N, C]; labels: [N] from 0 on; test: [M, C].
+        train: [N, C], features of the training patches.
+        labels: [N], theirs, from 0 on.
+        test: [M, C].
         seed: of the initial weights and the order of the patches.
 
     Returns:
@@ -61,7 +66,12 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> 
 
 
 def mean_iou(predicted: Tensor, labels: Tensor) -> float:
-    """Intersection over union, averaged over the classes that occur in the labels [M]; 0..1."""
+    """Average the intersection over union, in 0..1, over the classes that occur in the labels.
+
+    Args:
+        predicted: [M].
+        labels: [M].
+    """
     scores = []
     for label in labels.unique():
         both, either = (predicted == label) & (labels == label), (predicted == label) | (labels == label)

@@ -1,22 +1,21 @@
-"""Draws the panel of `viz.feature_panel`: tiles, labels, colour bars. Knows nothing of features."""
+"""Draws the panel of `viz.feature_panel`: tiles, labels, color bars. Knows nothing of features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels: TypeAlias = NDArray[np.uint8]
+from .arrays import Pixels
 
 TILE, MIN_COLUMN = 320, 170  # pixels: long side of a tile (about), narrowest column
 MARGIN, GAP, HEADER, FOOTER, ROW_LABEL = 26, 14, 40, 44, 40  # pixels
-BAR, BAR_MARGIN = 10, 8  # pixels: height of a colour bar, space above and below it
+BAR, BAR_MARGIN = 10, 8  # pixels: height of a color bar, space above and below it
 LABEL_FONT, NOTE_FONT = 24, 17  # pixels
-INK, GREY = (25, 25, 25), (105, 105, 105)
+INK, GRAY = (25, 25, 25), (105, 105, 105)
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Column:
     title: str
     tiles: list[Pixels]  # [h, w, 3] of every row
     note: str = ""  # below the tiles
-    bar: Pixels | None = None  # [1, n, 3] colour bar below the tiles
+    bar: Pixels | None = None  # [1, n, 3] color bar below the tiles
     ends: tuple[float, float] = (0.0, 0.0)  # values at its ends
     marked: bool = False  # whether the tiles show the patch
 
@@ -63,7 +62,7 @@ class _Layout:
 
 
 def draw_panel(image: Pixels, rows: list[str], columns: list[Column], patch: tuple[int, int] | None = None) -> Pixels:
-    """The image, with the patch marked if there is one, then one column of tiles after the other, one row per label.
+    """Draw the image, the patch marked if there is one, and beside it the columns of tiles, one row per label.
 
     Args:
         image: [H, W, 3].
@@ -107,7 +106,7 @@ def _draw_input(canvas: Image.Image, layout: _Layout, image: Pixels, patch: tupl
     _paste(canvas, picture, (x, y), patch, layout.cell)
     _text(canvas, "input", (x, y - height // 2 - HEADER // 2), LABEL_FONT)
     if patch is not None:
-        _text(canvas, f"patch ({patch[0]}, {patch[1]})", (x, y + height // 2 + FOOTER // 2), NOTE_FONT, GREY)
+        _text(canvas, f"patch ({patch[0]}, {patch[1]})", (x, y + height // 2 + FOOTER // 2), NOTE_FONT, GRAY)
 
 
 def _draw_column(canvas: Image.Image, layout: _Layout, column: Column, x: int, patch: tuple[int, int] | None) -> None:
@@ -120,29 +119,29 @@ def _draw_column(canvas: Image.Image, layout: _Layout, column: Column, x: int, p
 
 
 def _draw_legend(canvas: Image.Image, column: Column, top: tuple[int, int], width: int) -> None:
-    """The note, or the colour bar between its two values; `top` is the (x, y) of the middle of its upper edge."""
+    """The note, or the color bar between its two values; `top` is the (x, y) of the middle of its upper edge."""
     x, y = top
     if column.bar is None:
-        _text(canvas, column.note, (x, y + FOOTER // 2), NOTE_FONT, GREY)
+        _text(canvas, column.note, (x, y + FOOTER // 2), NOTE_FONT, GRAY)
         return
     low, high = (f"{end:.3g}" for end in column.ends)
     left = x - width // 2 + _text_width(low, NOTE_FONT) + BAR_MARGIN
     right = x + width // 2 - _text_width(high, NOTE_FONT) - BAR_MARGIN
     bar = Image.fromarray(column.bar).resize((right - left, BAR), Image.Resampling.BILINEAR)
     canvas.paste(bar, (left, y + FOOTER // 2 - BAR // 2))
-    _text(canvas, low, (x - width // 2, y + FOOTER // 2), NOTE_FONT, GREY, anchor="lm")
-    _text(canvas, high, (x + width // 2, y + FOOTER // 2), NOTE_FONT, GREY, anchor="rm")
+    _text(canvas, low, (x - width // 2, y + FOOTER // 2), NOTE_FONT, GRAY, anchor="lm")
+    _text(canvas, high, (x + width // 2, y + FOOTER // 2), NOTE_FONT, GRAY, anchor="rm")
 
 
 def _paste(
     canvas: Image.Image,
     tile: Image.Image,
-    centre: tuple[int, int],  # (x, y)
+    center: tuple[int, int],  # (x, y)
     patch: tuple[int, int] | None,
     cell: tuple[int, int],
 ) -> None:
     """Put a tile on the canvas, with a white box in a dark outline around the patch, if any."""
-    left, top = centre[0] - tile.width // 2, centre[1] - tile.height // 2
+    left, top = center[0] - tile.width // 2, center[1] - tile.height // 2
     canvas.paste(tile, (left, top))
     if patch is None:
         return
@@ -173,9 +172,9 @@ def _text(
     ImageDraw.Draw(canvas).text(position, text, fill=color, font=_font(size), anchor=anchor)
 
 
-def _text_upwards(canvas: Image.Image, text: str, centre: tuple[int, int], size: int) -> None:
+def _text_upwards(canvas: Image.Image, text: str, center: tuple[int, int], size: int) -> None:
     """Text that reads from bottom to top."""
     label = Image.new("RGB", (_text_width(text, size) + 2, size + 8), "white")
     _text(label, text, (label.width // 2, label.height // 2), size)
     label = label.rotate(90, expand=True)
-    canvas.paste(label, (centre[0] - label.width // 2, centre[1] - label.height // 2))
+    canvas.paste(label, (center[0] - label.width // 2, center[1] - label.height // 2))

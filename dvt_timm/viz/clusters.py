@@ -1,0 +1,63 @@
+"""Clusters of tokens by direction: k-means, without a dependency on scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import FeatureMap, Floats, as_maps, split, tokens_of, unit
+
+RESTARTS, ITERATIONS = 4, 100
+
+
+def kmeans_labels(maps: Sequence[FeatureMap], num_clusters: int = 6, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Cluster the tokens of all maps by direction: Lloyd's k-means on unit tokens, k-means++ starts.
+
+    Args:
+        maps: feature maps of one model; grids may differ.
+        num_clusters: 1..N, the number of patches.
+        seed: of the starts; the same arguments give the same labels.
+
+    Returns:
+        For each map, [h_i, w_i] labels, 0 for the largest cluster.
+
+    Raises:
+        ValueError: if there is no map, or a map is not finite or of another shape or number of channels; if the number
+            of clusters is not 1..N.
+    """
+    arrays = as_maps(maps)
+    tokens = unit(tokens_of(arrays))
+    if not 1 <= num_clusters <= len(tokens):
+        raise ValueError(f"num_clusters must be 1..{len(tokens)} (the number of patches), got {num_clusters}")
+    random = np.random.default_rng(seed)
+    runs = [_lloyd(tokens, _plus_plus(tokens, num_clusters, random)) for _ in range(RESTARTS)]
+    labels = min(runs, key=lambda run: run[1])[0]
+    order = np.argsort(-np.bincount(labels, minlength=num_clusters), kind="stable")
+    return split(np.argsort(order)[labels], arrays)
+
+
+def _plus_plus(tokens: Floats, num_clusters: int, random: np.random.Generator) -> Floats:  # [N, C] -> [k, C]
+    """Draw each next center by its squared distance to the nearest one so far."""
+    centers = [tokens[random.integers(len(tokens))]]
+    nearest = np.full(len(tokens), np.inf)
+    while len(centers) < num_clusters:
+        nearest = np.minimum(nearest, ((tokens - centers[-1]) ** 2).sum(axis=1))
+        total = nearest.sum()
+        centers.append(tokens[random.choice(len(tokens), p=nearest / total if total > 0 else None)])
+    return np.stack(centers)
+
+
+def _lloyd(tokens: Floats, centers: Floats) -> tuple[NDArray[np.intp], float]:  # [N, C], [k, C] -> [N], inertia
+    """Assign and average until nothing moves; a center without tokens stays where it is."""
+    labels = np.full(len(tokens), -1)
+    for _ in range(ITERATIONS):
+        distances = (centers**2).sum(axis=1) - 2 * tokens @ centers.T  # [N, k], squared, less the token's own norm
+        previous, labels = labels, distances.argmin(axis=1)
+        if np.array_equal(labels, previous):
+            break
+        members = np.eye(len(centers))[labels]  # [N, k]
+        counts = members.sum(axis=0)[:, None]
+        centers = np.where(counts > 0, members.T @ tokens / np.maximum(counts, 1), centers)
+    return labels, float(distances.min(axis=1).sum())

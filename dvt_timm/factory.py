@@ -105,18 +105,22 @@ def fetch(plan: Plan) -> Fetched:
         ValueError: if something is damaged.
     """
     cache_dir = plan.options.get("cache_dir")
-    cfg, sha256, state = plan.cfg, plan.base_sha256, None
-    held: dict[str, Tensor] = {}
-    if plan.backbone == "base" and cfg.hf_hub_id and not (cfg.hf_hub_filename or cfg.file):
-        cfg, sha256 = pinned(cfg, cache_dir)
+    head = _fetch_head(plan, cache_dir) if plan.held == "no" else None  # before the backbone, which is larger
+    cfg, sha256, state = plan.cfg, None, None
+    if plan.backbone == "base":
+        sha256 = plan.base_sha256
+        if cfg.hf_hub_id and not (cfg.hf_hub_filename or cfg.file):
+            cfg, sha256 = pinned(cfg, cache_dir)
     elif plan.backbone == "checkpoint":
-        cfg, state, held = read_weights(plan.cfg, cache_dir)
+        cfg, state, held = read_weights(cfg, cache_dir)
+        head = head if plan.held == "no" else _held_head(plan, held, cache_dir)
+        if held and head is None:
+            raise RuntimeError(LOST_HEAD.format(place="the checkpoint", name=cfg.architecture))
     elif not isinstance(plan.backbone, str):
         state = published_weights(plan.backbone, plan.base, cache_dir)
-    head = _fetch_head(plan, held, cache_dir)
     if isinstance(head, Shape):
         return Fetched(cfg, head, state, (RANDOM_HEAD,) if plan.held == "maybe" else ())
-    return Fetched(cfg, head, state, _doubts(head, plan.base, sha256 if plan.backbone == "base" else None))
+    return Fetched(cfg, head, state, _doubts(head, plan.base, sha256))
 
 
 def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> Any:
@@ -221,20 +225,24 @@ def _refuse_lost_head(name: str, checkpoint: Any) -> None:
         raise RuntimeError(LOST_HEAD.format(place=place, name=name))
 
 
-def _fetch_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape | None:
-    """The checkpoint's head, if it holds one that is asked for, or else the plan's."""
-    if held and plan.held != "no":
+def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Shape | None:
+    """The plan's head, read where it lies."""
+    if plan.head is None or isinstance(plan.head, DenoiserHead | Shape):
+        return plan.head
+    return published_head(plan.head, plan.base, cache_dir)
+
+
+def _held_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
+    """The head that the checkpoint holds, or the plan's if the checkpoint need not hold one."""
+    if held:
         shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}
         return head_from_state(held, shape, "the checkpoint")
     if plan.held == "must":
         raise RuntimeError("the checkpoint does not hold the denoiser of this model; pass a head as denoiser=...")
-    if held and plan.head is None:
-        raise RuntimeError(LOST_HEAD.format(place="the checkpoint", name=plan.cfg.architecture))
-    if plan.head is None and plan.held == "maybe":
+    head = _fetch_head(plan, cache_dir)
+    if head is None:
         raise RuntimeError(NO_HEAD.format(name=name_of(plan.cfg), base=plan.base))
-    if plan.head is None or isinstance(plan.head, DenoiserHead | Shape):
-        return plan.head
-    return published_head(plan.head, plan.base, cache_dir)
+    return head
 
 
 def _doubts(head: DenoiserHead | None, base: str, base_sha256: str | None) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ class Variant:
     distilled: bool = False  # a plain timm model, which needs no head
     backbone: Embedded | None = None  # the backbone's weights, where they are not those of `base`
     dim: int | None = None  # channels of the backbone; None where a user's own head says it
+    note: str | None = None  # what to know before one uses it
     figures: dict[str, float | None] | None = None  # published: voc_miou, ade20k_miou in percent, nyu_rmse in meters
 
     @property
@@ -102,7 +103,7 @@ def read_manifest() -> dict[str, Any]:
 def published_variants() -> dict[str, Variant]:
     """Every row of the manifest, in its order, by its name."""
     manifest = read_manifest()
-    return {row["name"]: _variant(row, manifest["bases"][row["base"]]["dim"]) for row in manifest["variants"]}
+    return {row["name"]: _variant(row, manifest["bases"][row["base"]]) for row in manifest["variants"]}
 
 
 def weights_path(file: str) -> Path:
@@ -114,7 +115,7 @@ def weights_path(file: str) -> Path:
     return folder / file
 
 
-def _variant(row: dict[str, Any], dim: int) -> Variant:
+def _variant(row: dict[str, Any], base: dict[str, Any]) -> Variant:
     backbone = Embedded(row["base_file"], row["base_size"], row["base_sha256"]) if "base_file" in row else None
     return Variant(
         name=row["name"],
@@ -122,7 +123,8 @@ def _variant(row: dict[str, Any], dim: int) -> Variant:
         weights=_weights(row),
         distilled=row.get("distilled", False),
         backbone=backbone,
-        dim=dim,
+        dim=base["dim"],
+        note=row.get("note", base.get("note")),
         figures=row.get("figures"),
     )
 

@@ -232,8 +232,9 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
     """
     if not request.pretrained:
         return "random"
-    if own:  # a format that timm's models read themselves is left to them
-        return "base" if cfg.custom_load and (cfg.file or cfg.url) else "checkpoint"
+    if own:
+        foreign = cfg.custom_load and cfg.source not in SAVED  # a format that timm's models read themselves
+        return "base" if foreign and (cfg.file or cfg.url) else "checkpoint"
     variant = target.variant
     if variant is None or not variant.distilled or variant.weights is None:
         return "base"

@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import dvt_timm
+from dvt_timm import factory
 from dvt_timm.checkpoints.tensors import kind_of
 from dvt_timm.manifest import weights_path
 
@@ -121,6 +122,25 @@ class TestDenoiserArgument:
     def test_architectures_that_are_no_vits_do_not_know_it(self) -> None:
         with pytest.raises(TypeError, match="denoiser"):
             timm.create_model("resnet18", denoiser=SHAPE)
+
+    @pytest.mark.parametrize(
+        "arch",
+        [
+            *("beit_base_patch16_224", "samvit_base_patch16", "vit_relpos_small_patch16_224", "hiera_tiny_224"),
+            *("vit_small_r26_s32_224", "naflexvit_base_patch16_gap", "cait_xxs24_224", "xcit_nano_12_p16_224"),
+            *("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"),
+        ],
+    )
+    @pytest.mark.parametrize("argument", ["denoiser", "stride"])
+    def test_families_that_take_no_head_say_what_does(self, arch: str, argument: str) -> None:
+        with pytest.raises(TypeError, match=rf"{arch} .*takes no {argument}.*ViT, DeiT and EVA.*\(B, H, W, C\) map"):
+            timm.create_model(arch, **{argument: SHAPE if argument == "denoiser" else 8})
+
+    def test_a_configuration_says_the_callers_head(self, tmp_path: Path) -> None:
+        dvt_timm.save_head(random_head(), tmp_path, base=FAMILIES[VIT])
+        cfg = create(VIT, denoiser=tmp_path).pretrained_cfg
+        assert (cfg["tag"], cfg["notes"]) == ("lvd142m", (f"denoiser: {tmp_path}",))
+        assert create(VIT).pretrained_cfg["tag"] == "dvt"
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -434,3 +454,65 @@ class TestLostTags:
         dvt_timm.save_head(head, tmp_path, base=FAMILIES[VIT])
         for source in (head, tmp_path):
             assert create(VIT, denoiser=source)._model_args["denoiser"] == head.config
+
+
+class TestWarnings:
+    """Each is given once, and blames the line of the caller."""
+
+    @pytest.mark.parametrize("options", [{}, {"features_only": True, "out_indices": (-1,)}, {"stride": 7}])
+    def test_a_random_head(self, options: dict[str, Any]) -> None:
+        with pytest.warns(UserWarning, match="random weights") as caught:
+            timm.create_model(DEMO, pretrained=True, denoiser={"grid_size": [4, 4]}, **options)
+        assert [warning.filename for warning in caught] == [__file__]
+
+    @pytest.mark.parametrize("options", [{}, {"features_only": True, "out_indices": (-1,)}])
+    def test_a_head_of_another_backbone(self, options: dict[str, Any], tmp_path: Path) -> None:
+        dvt_timm.save_head(random_head(192), tmp_path, base="vit_tiny_patch16_224.augreg_in21k")
+        for head in (tmp_path, dvt_timm.load_head(tmp_path)):
+            with pytest.warns(UserWarning, match="was trained on vit_tiny_patch16_224.augreg_in21k, not on") as caught:
+                timm.create_model(
+                    "vit_tiny_patch16_384", depth=1, denoiser=head, features_only=features_only, out_indices=0
+                )
+            assert [warning.filename for warning in caught] == [__file__]
+
+    def test_a_lost_tag(self) -> None:
+        with pytest.warns(UserWarning, match="comes out plain") as caught:
+            timm.create_model(DEMO, pretrained_cfg={"num_classes": 0}, depth=1)
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_no_norm(self) -> None:
+        with pytest.warns(UserWarning, match="no norm before its pooling") as caught:
+            timm.create_model("eva02_tiny_patch14_224", depth=1, denoiser=random_head(192), global_pool="avg")
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_a_random_head_where_a_name_stands_for_a_trained_one_is_logged_once(self, caplog: Any) -> None:
+        factory._log_once.cache_clear()
+        for _ in range(2):
+            create(VIT)
+        create(VIT, denoiser=SHAPE)
+        assert [record.getMessage() for record in caplog.records if record.name == "dvt_timm"] == [
+            f"{VIT} without pretrained=True has a random head, which scrambles features"
+        ]
+
+
+class TestDenoise:
+    def test_takes_the_place_of_a_head(self, hub: Any, head: Any, tmp_path: Path) -> None:
+        own = random_head()
+        dvt_timm.save_head(own, tmp_path, base=FAMILIES[VIT])
+        for source in (tmp_path, str(tmp_path / "model.safetensors")):
+            model = dvt_timm.denoise(create(FAMILIES[VIT]), source)
+            assert torch.equal(model.denoiser.pos_embed, own.pos_embed)
+            assert model.denoiser.source.place == str(source)
+        model = dvt_timm.denoise(timm.create_model(TINY), "hf-hub:me/head")
+        assert torch.equal(model.denoiser.pos_embed, head.pos_embed)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            dvt_timm.denoise(create(FAMILIES[VIT]), "nowhere")
+
+
+def test_a_refused_head_in_a_folder_is_not_of_a_repository(tmp_path: Path) -> None:
+    folder = dvt_timm.save_head(random_head(), tmp_path / "head", base=FAMILIES[VIT])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "grid_size": [0, 4]}))
+    with pytest.raises(ValueError, match=r"is refused: .*at least 1.*Save it again, or name another$") as caught:
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert "owner" not in str(caught.value)

@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 
 import dvt_timm
 from dvt_timm import DenoiserHead, names, registry
-from dvt_timm.manifest import published_variants, read_manifest
+from dvt_timm.manifest import Published, published_variants, read_manifest
 
 TABLE = """
 vit_small_patch14_dinov2        lvd142m                  dvt dvt_voc dvt_demo
@@ -148,7 +148,8 @@ def test_configuration(name: str) -> None:
 
 
 def test_published_files() -> None:
-    files = {v.file for v in published_variants().values() if v.repo == "jjiaweiyang/DVT"}
+    variants = [v for v in published_variants().values() if isinstance(v.weights, Published)]
+    files = {variant.weights.file for variant in variants}
     assert len(files) == 22
     folders = [file.partition("/")[0] for file in files]
     assert {folder: folders.count(folder) for folder in folders} == {
@@ -157,11 +158,11 @@ def test_published_files() -> None:
         "imgnet_denoised": 1,
         "imgnet_distilled": 1,
     }
-    for variant in published_variants().values():
-        if variant.repo:
-            assert variant.file.endswith(f"/{variant.base}.pth")
-            assert ("distilled" in variant.file) == variant.distilled
-            assert set(variant.figures) == {"voc_miou", "ade20k_miou", "nyu_rmse"}
+    for variant in variants:
+        assert variant.weights.repo == "jjiaweiyang/DVT"
+        assert variant.weights.file.endswith(f"/{variant.base}.pth")
+        assert ("distilled" in variant.weights.file) == variant.distilled
+        assert set(variant.figures) == {"voc_miou", "ade20k_miou", "nyu_rmse"}
     best = {v.name: v.figures for v in published_variants().values()}
     assert best["vit_base_patch14_dinov2.dvt"] == {"voc_miou": 85.17, "ade20k_miou": 48.68, "nyu_rmse": 0.3832}
     assert best["vit_base_patch14_dinov2.dvt"] == best["vit_base_patch14_dinov2.dvt_in1k"]

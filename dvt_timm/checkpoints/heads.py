@@ -205,9 +205,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
     config = read_json(path)
     check_schema(path, config)
-    for key in ("base", "base_sha256"):
+    for key, what in (("base", "the name of a timm model"), ("base_sha256", "64 hexadecimal digits, or null")):
         if not isinstance(config.get(key) or "", str):
-            raise ValueError(f"{path}: {key} must be text, got {config[key]!r}")
+            raise ValueError(f"{path}: {key} must be {what}, got {config[key]!r}")
     return config
 
 

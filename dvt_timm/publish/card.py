@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..manifest import weights_path
-from ..names import base_cfg, takes_denoiser
+from ..names import base_cfg, find_variant, takes_denoiser
 
 LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # words of the Hub
 Metrics = Sequence[EvalResult] | Mapping[str, Mapping[str, float]]
@@ -52,6 +52,7 @@ def render_card(
         config=config,
         denoiser=args.get("denoiser"),
         is_head=is_head,
+        note=known.note if (known := find_variant(config["base"])) else None,
         by_name=takes_denoiser(config["base"]),
         for_timm=for_timm,
         results=[

@@ -1,17 +1,22 @@
 """Heads on disk: round trips, and files that are damaged, foreign or hostile."""
 
+import copy
+import hashlib
 import json
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from helpers import DEMO, full_disk, random_head
 from safetensors.torch import load_file, save_file
 
 import dvt_timm
+from dvt_timm.head import HeadSource
 from dvt_timm.names import find_variant
 
 BASE = "vit_small_patch14_dinov2.lvd142m"
@@ -160,11 +165,9 @@ def test_a_grid_of_the_configuration_that_is_none(tmp_path: Path, grid_size: Any
 
 
 def test_heads_and_models_are_not_mixed_up(tmp_path: Path) -> None:
-    import timm
-
     model = timm.create_model(DEMO, depth=1)
     with pytest.raises(TypeError, match="for a whole model use save_model"):
-        dvt_timm.save_head(model, tmp_path, base=BASE)
+        dvt_timm.save_head(timm.create_model(BASE, depth=1), tmp_path, base=BASE)
     with pytest.raises(TypeError, match="use save_head"):
         dvt_timm.save_model(model.denoiser, tmp_path)
     with pytest.raises(TypeError, match=r"ViT that timm\.create_model built"):
@@ -180,11 +183,61 @@ def test_a_grid_that_only_the_metadata_knows(tmp_path: Path) -> None:
 
 
 def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
-    import hashlib
-
     from dvt_timm.manifest import weights_path
 
     demo = find_variant(DEMO)
     for weights in (demo.weights, demo.backbone):
         data = weights_path(weights.file).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (weights.size, weights.sha256)
+
+
+def test_a_base_of_ones_own_name_is_written_as_its_backbone(tmp_path: Path, own_names: None) -> None:
+    """No other process knows the name."""
+    name = "vit_tiny_patch16_224.dvt_saved"
+    dvt_timm.save_head(random_head(192), tmp_path / "first", base="vit_tiny_patch16_224.augreg_in21k")
+    dvt_timm.register_variant(name, base="vit_tiny_patch16_224.augreg_in21k", head=tmp_path / "first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dvt_timm.save_head(random_head(192), tmp_path / "head", base=name)
+    config = json.loads((tmp_path / "head/config.json").read_text())
+    assert config["base"] == "vit_tiny_patch16_224.augreg_in21k"
+    assert config["pretrained_cfg"] == {"tag": "augreg_in21k"}
+
+
+def test_the_head_of_a_model(tmp_path: Path) -> None:
+    """Base and stride are the model's."""
+    model = timm.create_model(BASE, depth=1, denoiser=random_head(384), stride=7)
+    dvt_timm.save_head(torch.compile(model), tmp_path / "of-a-model")
+    dvt_timm.save_head(model.denoiser, tmp_path / "alone", base=BASE, stride=7)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "of-a-model" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+    with pytest.raises(ValueError, match=r"base='arch\.tag'"):
+        dvt_timm.save_head(model.denoiser, tmp_path / "nameless")
+
+
+class TestSource:
+    def test_of_a_folder_and_of_a_file(self, tmp_path: Path) -> None:
+        dvt_timm.save_head(random_head(), tmp_path, base=BASE, base_sha256="0" * 64)
+        file = tmp_path / "model.safetensors"
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        head = dvt_timm.load_head(tmp_path)
+        assert head.source == HeadSource(str(tmp_path), None, sha256, BASE, "0" * 64)
+        assert dvt_timm.load_head(str(file)).source == HeadSource(str(file), None, sha256)
+        assert copy.deepcopy(head).source == head.source
+        assert repr(head) == f"DenoiserHead(dim=128, grid_size=(5, 4), num_blocks=1, source={str(tmp_path)!r})"
+
+    def test_of_random_weights(self) -> None:
+        assert random_head().source is None
+        assert repr(random_head()) == "DenoiserHead(dim=128, grid_size=(5, 4), num_blocks=1)"
+
+    def test_of_the_embedded_head(self) -> None:
+        source = timm.create_model(DEMO, pretrained=True).denoiser.source
+        assert source.base == DEMO
+        assert source.sha256 == find_variant(DEMO).weights.sha256
+        assert timm.create_model(DEMO).denoiser.source is None
+
+    def test_of_a_repository(self, hub: Any, head: Any) -> None:
+        pulled = dvt_timm.load_head("hf-hub:me/head")
+        assert pulled.source.place == "hf-hub:me/head"
+        assert pulled.source.commit == hub.repos["me/head"].branches["main"]
+        assert pulled.source.base == "test_vit.r160_in1k"

@@ -1,5 +1,6 @@
 """The authors' files: what is read of them, and what is not."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN_HEADS, random_head
+from helpers import FAMILIES, GOLDEN_HEADS, VIT, create, files_of, random_head
 
-from dvt_timm.checkpoints.tensors import read_pickle
+import dvt_timm
+from dvt_timm.checkpoints.tensors import kind_of, read_pickle
 
 
 @pytest.mark.parametrize("name", GOLDEN_HEADS)
@@ -68,3 +70,39 @@ def test_truncated(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
         read_pickle(path)
+
+
+class TestKindOf:
+    """One question for every source: a head, a model, a model with its head?"""
+
+    @pytest.fixture(scope="class")
+    def model(self) -> Any:
+        return create(VIT, denoiser=random_head())
+
+    def test_keys(self, model: Any) -> None:
+        denoised = model.state_dict()
+        plain = {key for key in denoised if not key.startswith("denoiser.")}
+        assert kind_of(denoised) == kind_of({f"module.{key}" for key in denoised}) == "denoised"
+        assert kind_of(plain) == "model"
+        assert kind_of(model.denoiser.state_dict()) == "head"
+        assert kind_of({"weight"}) == kind_of([]) == "unknown"
+
+    def test_files_and_folders(self, model: Any, tmp_path: Path) -> None:
+        dvt_timm.save_head(model.denoiser, tmp_path / "head", base=FAMILIES[VIT])
+        dvt_timm.save_model(model, tmp_path / "denoised")
+        dvt_timm.save_model(dvt_timm.undenoise(copy.deepcopy(model)), tmp_path / "model")
+        for kind in ("head", "denoised", "model"):
+            assert kind_of(tmp_path / kind) == kind_of(str(tmp_path / kind / "model.safetensors")) == kind
+        (tmp_path / "model/model.safetensors").unlink()
+        assert kind_of(tmp_path / "model") == "model"  # as its configuration says; who loads it hears what is missing
+
+    def test_pickles(self, model: Any, tmp_path: Path) -> None:
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "a.pth")
+        assert kind_of(tmp_path / "a.pth") == "denoised"
+        (tmp_path / "b.pth").write_bytes(b"no pickle")
+        assert kind_of(tmp_path / "b.pth") == kind_of(tmp_path / "missing.pth") == "unknown"
+
+    def test_repositories(self, hub: Any, head: Any, model: Any, tmp_path: Path) -> None:
+        assert kind_of("hf-hub:me/head") == "head"
+        hub.repo("me/model", files_of(dvt_timm.save_model(model, tmp_path / "m")))
+        assert kind_of("hf-hub:me/model") == "denoised"

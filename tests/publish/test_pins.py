@@ -168,7 +168,7 @@ def test_another_revision(hub: Hub, published: Any, own_manifest: Path, capsys: 
 
 
 FIELDS = {
-    *("name", "base", "repo", "revision", "file", "size", "sha256", "distilled", "figures"),
+    *("name", "base", "repo", "revision", "file", "size", "sha256", "distilled", "figures", "note"),
     *("base_file", "base_size", "base_sha256"),
 }
 

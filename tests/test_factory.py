@@ -470,9 +470,7 @@ class TestWarnings:
         dvt_timm.save_head(random_head(192), tmp_path, base="vit_tiny_patch16_224.augreg_in21k")
         for head in (tmp_path, dvt_timm.load_head(tmp_path)):
             with pytest.warns(UserWarning, match="was trained on vit_tiny_patch16_224.augreg_in21k, not on") as caught:
-                timm.create_model(
-                    "vit_tiny_patch16_384", depth=1, denoiser=head, features_only=features_only, out_indices=0
-                )
+                timm.create_model("vit_tiny_patch16_384", depth=1, denoiser=head, **options)
             assert [warning.filename for warning in caught] == [__file__]
 
     def test_a_lost_tag(self) -> None:

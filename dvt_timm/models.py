@@ -4,7 +4,6 @@
 Prefix tokens pass untouched, so the logits of a token-pooled classifier do not change.
 """
 
-import warnings
 from inspect import signature
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -136,10 +135,9 @@ class _Denoised(_TimmViT):
         final, maps = _unpack(output)
 
         if final is not None and options["stop_early"] and max_index < depth - 1:
-            warnings.warn(
+            warn_caller(
                 f"stop_early=True ends at block {max_index} of {depth}: the final features are not denoised; "
-                "pass intermediates_only=True, or take the last block too",
-                stacklevel=3,
+                "pass intermediates_only=True, or take the last block too"
             )
             return output
 

@@ -22,7 +22,6 @@ from ..hub import client as hub
 from ..hub.errors import explained
 from ..models import uncompiled
 from ..names import backbone_of, base_cfg, name_of, plain_model
-from ..stride import OverlapPatchEmbed
 from .card import Metrics, eval_results, render_card, title_of
 
 CARD_NAME = "README.md"
@@ -119,7 +118,9 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
             raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
         if merged:
             raise ValueError("merged=True pushes a model, got a head; put it on a model: create_model(denoiser=head)")
-        return _write_head(module, folder, backbone_of(base), plain_model(base).embed_dim, None, token)
+        if module.dim != (dim := plain_model(base).embed_dim):
+            raise ValueError(f"the head is {module.dim} channels wide, {base} has {dim}; name the base it belongs to")
+        return _write_head(module, folder, base, token)
     if not hasattr(module, "pretrained_cfg"):
         kind = type(module).__name__
         raise TypeError(f"push_to_hub takes a DenoiserHead or a model of timm.create_model, got a {kind}")
@@ -130,22 +131,15 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
         base_cfg(base)
     except RuntimeError as error:
         raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
-    head = uncompiled(getattr(module, "denoiser", None))
-    if merged or head is None:
+    if merged or not hasattr(module, "denoiser"):
         return read_json(save_model(module, folder, base=base) / CONFIG_NAME)
-    embed = getattr(module, "patch_embed", None)
-    stride = embed.stride[0] if isinstance(embed, OverlapPatchEmbed) else None
-    return _write_head(head, folder, base, module.embed_dim, stride, token)
+    return _write_head(module, folder, base, token)
 
 
-def _write_head(
-    head: DenoiserHead, folder: Path, base: str, dim: int, stride: int | None, token: str | None
-) -> dict[str, Any]:
+def _write_head(head_or_model: Any, folder: Path, base: str, token: str | None) -> dict[str, Any]:
     """Write a head, with the SHA-256 of its base's weights, for which the Hub is asked if need be."""
-    if head.dim != dim:
-        raise ValueError(f"the head is {head.dim} channels wide, {base} has {dim}; name the base that it belongs to")
-    config = read_json(save_head(head, folder, base=base, stride=stride) / CONFIG_NAME)
-    source = base_cfg(base).hf_hub_id
+    config = read_json(save_head(head_or_model, folder, base=base) / CONFIG_NAME)
+    source = base_cfg(config["base"]).hf_hub_id
     if config["base_sha256"] is None and source:
         try:
             config["base_sha256"] = hub.published_sha256(source, token)

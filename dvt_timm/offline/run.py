@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .._util.files import WEIGHTS_NAME, CommandError, sha256_of
+from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
 from ..manifest import published_variants
 from .fit import ImageFitter, ViewPairs
@@ -32,7 +32,7 @@ class Team:
     """The processes that share the work: one, or those that `accelerate launch` started.
 
     Raises:
-        CommandError: if there are several and accelerate is not installed.
+        ImportError: if there are several and accelerate is not installed.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Team:
             try:
                 from accelerate import PartialState
             except ImportError as error:
-                raise CommandError("several processes need accelerate; pip install accelerate") from error
+                raise ImportError("several processes need accelerate; pip install 'dvt-timm[train]'") from error
             self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
@@ -94,7 +94,9 @@ def fit_store(
         Images that were skipped, and why.
 
     Raises:
-        CommandError: if the store cannot be written, has other settings, or is being written to by another run.
+        RunError: if the folder holds other things, a store of other settings, or a damaged one.
+        BlockingIOError: if another run is writing to it.
+        OSError: if it cannot be written.
     """
     team, folder = team or Team(), Path(folder)
     failures: dict[str, str] = {}
@@ -202,5 +204,5 @@ def seed_of(sha256: str) -> int:
 def _stored(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
     stored = features.half() if half else features.float()
     if not bool(stored.isfinite().all()):
-        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or leave --half" * half))
+        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or pass half=False" * half))
     return stored

@@ -101,7 +101,7 @@ TRAIN_PRESETS = {
     "paper": Preset(batch_size=64, epochs=10),  # section 5: of 10,000 VOC images
     "quick": Preset(batch_size=8, steps=2_000),  # to see that all is well
 }
-DISTIL_PRESETS = {
+DISTILL_PRESETS = {
     "paper": Preset(batch_size=512, epochs=5),  # of ImageNet-1k, 64 images on each of 8 GPUs
     "quick": Preset(batch_size=8, steps=2_000),
 }

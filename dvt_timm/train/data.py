@@ -80,7 +80,7 @@ class OnlinePairs:
 
 
 class Images:
-    """Images [3, H, W], squeezed to one size as in stage 1, normalised.
+    """Images [3, H, W], squeezed to one size as in stage 1, normalized.
 
     Raises:
         ImageError: when an image is asked for that cannot be read.
@@ -178,7 +178,7 @@ def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
         return tuple(collate(parts, pin_memory) for parts in zip(*samples, strict=True))
     shapes = sorted({tuple(sample.shape) for sample in samples})
     if len(shapes) > 1:
-        raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit without --keep-aspect")
+        raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit with keep_aspect=False")
     if not (pin_memory and samples[0].device.type == "cpu"):
         return torch.stack(list(samples))
     stacked = torch.empty((len(samples), *shapes[0]), dtype=samples[0].dtype, pin_memory=True)

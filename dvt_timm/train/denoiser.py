@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from .._util.files import CommandError
 from ..checkpoints.heads import save_head
 from ..head import DenoiserHead
 from ..names import backbone_of, full_name, plain_model
@@ -31,9 +30,8 @@ class DenoiserStage:
         seed: of its weights.
 
     Raises:
-        CommandError: if there are no samples, or they are of another backbone or another block than the last, or
-            the initial head is of another width.
-        ValueError: if timm knows no ViT `base`.
+        ValueError: if timm knows no ViT `base`; if there are no samples, or they are of another backbone or another
+            block than the last; if the initial head is of another width.
     """
 
     def __init__(
@@ -60,8 +58,8 @@ class DenoiserStage:
         elif initial.dim == plain.embed_dim:
             self.module = copy.deepcopy(initial).requires_grad_(True)
         else:
-            raise CommandError(
-                f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; name another"
+            raise ValueError(
+                f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; pass another"
             )
         self._initial = None if initial is None else fingerprint(initial, skipped=())
 
@@ -98,28 +96,28 @@ class DenoiserStage:
 
 
 def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> None:
-    """Raises CommandError if they are no features of that model."""
+    """Raise ValueError if they are no features of that model."""
     if not len(pairs):
-        raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
+        raise ValueError("there is no image to train on; fill the store with `fit_store`, or pass images")
     made_of, layer = backbone_of(pairs.settings["model"]), pairs.settings["views"]["layer"]
     if made_of != base:
-        raise CommandError(f"these are features of {made_of}, not of {base}; name that as --base, or fit another store")
+        raise ValueError(f"these are features of {made_of}, not of {base}; pass that as base, or fit another store")
     if layer not in (-1, len(plain.blocks) - 1):
-        raise CommandError(
-            f"these are features of block {layer}, and a head denoises the last one's; leave --layer out"
+        raise ValueError(
+            f"these are features of block {layer}, and a head denoises the last one's; fit with layer=-1"
         )
     width = pairs[0][0].shape[-1]
     if width != plain.embed_dim:
-        raise CommandError(
-            f"the features are {width} channels wide, {base} has {plain.embed_dim}; name the base they are of"
+        raise ValueError(
+            f"the features are {width} channels wide, {base} has {plain.embed_dim}; pass the base they are of"
         )
 
 
 def _check_alike(settings: dict[str, Any], validation: dict[str, Any]) -> None:
-    """Raises CommandError if the features to measure on are not of the model, or of the stride, that is trained for."""
+    """Raise ValueError if the features to measure on are not of the model, or of the stride, that is trained for."""
     for key in ("weights_sha256", "stride"):
         if settings[key] != validation[key]:
-            raise CommandError(
+            raise ValueError(
                 f"{key} of the validation features is {validation[key]}, of those to train on {settings[key]}; fit the "
                 "store with the same model"
             )

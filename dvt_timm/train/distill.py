@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._util.files import CommandError
 from .._util.images import preprocessing_of
 from ..checkpoints.models import save_model
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
@@ -51,8 +50,8 @@ class DistillStage:
         device: of the teacher.
 
     Raises:
-        CommandError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture.
-        ValueError: if the teacher takes images of another size only.
+        ValueError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture; if the
+            teacher takes images of another size only.
     """
 
     workers = True
@@ -117,11 +116,8 @@ def _base_of(teacher: Any, base: str | None) -> str:
         return full_name(backbone_of(own))
     except ValueError as error:
         if base is None:
-            raise CommandError(f"the teacher's backbone: {error}, as its base") from error
-    try:
-        name = full_name(backbone_of(base))
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+            raise ValueError(f"the teacher's backbone: {error}, as its base") from error
+    name = full_name(backbone_of(base))
     if name.partition(".")[0] != arch:
-        raise CommandError(f"the teacher is a {arch}, its base cannot be {name}; name one of {arch}")
+        raise ValueError(f"the teacher is a {arch}, its base cannot be {name}; pass one of {arch}")
     return name

@@ -1,4 +1,4 @@
-"""What stages 2 and 3 minimise: squared error and cosine distance to the clean features (the authors' scripts)."""
+"""What stages 2 and 3 minimize: squared error and cosine distance to the clean features (the authors' scripts)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Their sum, which training minimises."""
+        """Their sum, which training minimizes."""
         return self.mse + self.cosine
 
 

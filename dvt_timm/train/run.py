@@ -11,17 +11,7 @@ from typing import Any
 
 import torch
 
-from .._util.files import (
-    METRICS,
-    CommandError,
-    alone_in,
-    check_settings,
-    read_json,
-    remove_scratch,
-    replacing,
-    write_json,
-)
-from ..hub.client import CONFIG_NAME
+from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
 from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..offline import FeatureStore
 from ..offline.run import WAITING
@@ -48,12 +38,13 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
         device: "cpu" keeps off the GPUs.
 
     Raises:
-        CommandError: if accelerate is not installed, or the precision is not to be had.
+        ImportError: if accelerate is not installed.
+        ValueError: if the precision is not to be had.
     """
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise CommandError("training needs accelerate; pip install accelerate tensorboard") from error
+        raise ImportError("training needs accelerate; pip install 'dvt-timm[train]'") from error
     cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
         return Accelerator(
@@ -63,9 +54,7 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # for the process that evaluates
         )
     except ValueError as error:
-        raise CommandError(
-            f"cannot train with precision {config.precision} here: {error}; leave --precision out"
-        ) from error
+        raise ValueError(f"cannot train in precision {config.precision!r} here: {error}; pass 'no'") from error
 
 
 def train_denoiser(
@@ -90,11 +79,13 @@ def train_denoiser(
         options: further arguments of `DenoiserStage`.
 
     Raises:
-        CommandError: if samples, base and folder do not go together, the loss is not finite, or nothing can be
-            written; the last checkpoint is intact.
-        RunInterruptedError: on SIGINT or SIGTERM, the checkpoint written.
-        ImageError: if the image of a pair solved on the fly cannot be read.
-        ValueError: on too few samples, samples of several sizes, a damaged store, or numbers that do not fit.
+        ValueError: if samples and base do not go together, there are too few samples, or the numbers do not fit.
+        ImageError: if the image that tells the size of pairs solved on the fly cannot be read.
+        RunError: if the folder holds other things or a run of other settings, its checkpoint is damaged, a sample
+            cannot be read, or the loss is not finite; the last checkpoint is intact.
+        BlockingIOError: if another run is writing to the folder.
+        OSError: if it cannot be written; the last checkpoint is intact.
+        RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
     """
     stage = DenoiserStage(samples, base, seed=config.seed, **options)
     _run(stage, Path(run), config, accelerator or make_accelerator(config), progress)
@@ -132,10 +123,10 @@ def distill(
 def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progress: bool) -> None:
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(alone_in(run, kept="its checkpoint and best weights"))
             numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
-            remove_scratch(run, OWN_FILES)
-            check_settings(run / SETTINGS, {"version": 1, **stage.settings, **numbers})
+            settings = {"version": 1, **stage.settings, **numbers}
+            kept = "its checkpoint and best weights"
+            stack.enter_context(alone_in(run, SETTINGS, settings, own_files=OWN_FILES, kept=kept))
         accelerator.wait_for_everyone()
         trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
         trainer.train()

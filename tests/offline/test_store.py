@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -21,8 +22,8 @@ from helpers import TINY, fitter, full_disk, photos
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dvt_timm._util.files import CommandError, sha256_of
-from dvt_timm.offline import ImageFitter, LeastSquaresSolver, Views, fit_store, open_store, sample_views, store
+from dvt_timm._util.files import sha256_of
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, RunError, Views, fit_store, open_store, sample_views, store
 from dvt_timm.offline.solution import collect
 
 KILLS = 5
@@ -77,7 +78,7 @@ def test_view_pairs_are_views_and_what_the_others_have_where_their_patches_lie(t
         assert torch.equal(opened.raw(i), raw[0])
         assert torch.equal(opened.clean(i), fit(path).semantics)
     assert len(drawn) > 1  # each image has its own
-    with pytest.raises(CommandError, match="view_pairs is 4, not 3"):
+    with pytest.raises(RunError, match="view_pairs is 4, not 3"):
         fit_store(fitter(num_views=9, view_pairs=3), paths, tmp_path / "store")
 
 
@@ -98,7 +99,7 @@ def test_without_view_pairs_an_image_is_one_pair(tmp_path: Path) -> None:
     assert opened.num_pairs == 1
     assert torch.equal(opened.pair(0, 0)[1], opened.clean(0))
     for k in (-1, 1):
-        with pytest.raises(IndexError, match=rf"pair must be 0\.\.0, got {k}; --view-pairs"):
+        with pytest.raises(IndexError, match=rf"pair must be 0\.\.0, got {k}; fit with a larger view_pairs"):
             opened.pair(0, k)
 
 
@@ -162,7 +163,7 @@ def test_features_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
         fit.model.norm.bias[3] = 1e30
     (reason,) = fit_store(fit, photos(tmp_path / "photos", 1), tmp_path / "a", half=True).values()
     assert "hold NaN or Inf" in reason
-    assert "or leave --half" in reason
+    assert "or pass half=False" in reason
     with torch.no_grad():
         fit.model.norm.bias[3] = float("nan")
     (reason,) = fit_store(fit, photos(tmp_path / "photos", 1), tmp_path / "b").values()
@@ -181,7 +182,7 @@ def test_a_changed_setting_is_refused(tmp_path: Path, options: dict[str, Any], m
     paths = photos(tmp_path / "photos", 2)
     fit_store(fitter(), paths[:1], tmp_path / "store")
     before = contents(tmp_path / "store")
-    with pytest.raises(CommandError, match=f"other settings: {message} choose another --out"):
+    with pytest.raises(RunError, match=f"other settings: {message} choose another folder"):
         fit_store(fitter(**options), paths, tmp_path / "store")
     assert contents(tmp_path / "store").keys() == before.keys()
 
@@ -192,13 +193,13 @@ def test_other_weights_solvers_and_dtypes_are_refused(tmp_path: Path) -> None:
     other = fitter()
     with torch.no_grad():
         other.model.blocks[0].attn.proj.bias.add_(1)
-    with pytest.raises(CommandError, match="weights_sha256 is"):
+    with pytest.raises(RunError, match="weights_sha256 is"):
         fit_store(other, paths, tmp_path / "store")
     other = fitter()
     other.solver = LeastSquaresSolver(smoothness=2.0)
-    with pytest.raises(CommandError, match="solver is"):
+    with pytest.raises(RunError, match="solver is"):
         fit_store(other, paths, tmp_path / "store")
-    with pytest.raises(CommandError, match="dtype is 'float32', not 'float16'"):
+    with pytest.raises(RunError, match="dtype is 'float32', not 'float16'"):
         fit_store(fitter(), paths, tmp_path / "store", half=True)
 
 
@@ -217,15 +218,16 @@ def test_settings_hold_what_the_defaults_stand_for(tmp_path: Path) -> None:
     }
     fit_store(fitter(size=np.int64(160), num_views=np.int64(3)), paths, tmp_path / "store")
     assert len(open_store(tmp_path / "store")) == 2
-    with pytest.raises(CommandError, match=r"views\.autocast is 'float32', not 'bfloat16'"):
+    with pytest.raises(RunError, match=r"views\.autocast is 'float32', not 'bfloat16'"):
         fit_store(fitter(size=160, autocast=torch.bfloat16), paths, tmp_path / "store")
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
+    paths = photos(tmp_path / "photos", 2)
+    fit_store(fitter(), paths[:1], tmp_path / "store")
     (tmp_path / "store/.eslintrc.json").write_text("{}")
     (tmp_path / "store/.0123abcd.store.json").write_text("{")  # of a killed run
-    fit_store(fitter(), photos(tmp_path / "photos", 1), tmp_path / "store")
+    fit_store(fitter(), paths, tmp_path / "store")
     assert (tmp_path / "store/.eslintrc.json").exists()
     assert not (tmp_path / "store/.0123abcd.store.json").exists()
 
@@ -256,7 +258,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     fit_store(fitter(), paths, tmp_path / "store")
     with (
         FileLock(tmp_path / "store/.lock"),
-        pytest.raises(CommandError, match=r"another run is writing to .*wait for it, or choose another --out"),
+        pytest.raises(BlockingIOError, match=r"another run is writing to .*wait for it, or choose another folder"),
     ):
         fit_store(fitter(), paths, tmp_path / "store")
 
@@ -264,7 +266,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 def test_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos")
     fit_store(fitter(), paths[:2], tmp_path / "store", shard_bytes=1)
-    with full_disk(4_000), pytest.raises(CommandError, match=r"cannot write .*make room and run the same again"):
+    with full_disk(4_000), pytest.raises(OSError, match=r"cannot write .*call it again .*finished images are kept"):
         fit_store(fitter(), paths, tmp_path / "store", shard_bytes=1)
     assert len(open_store(tmp_path / "store")) == 2
     fit_store(fitter(), paths, tmp_path / "store")
@@ -275,19 +277,27 @@ def test_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_a_store(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 1)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CommandError, match=r"cannot write .*file"):
+    with pytest.raises(OSError, match=r"cannot write .*file: .*File exists") as caught:
         fit_store(fitter(), paths, tmp_path / "file")
+    assert caught.value.errno == errno.EEXIST
     fit_store(fitter(), paths, tmp_path / "store")
     (tmp_path / "store/store.json").write_text("{")
-    with pytest.raises(CommandError, match=r"store.json is no JSON.*choose another --out"):
+    with pytest.raises(RunError, match=r"store.json is no JSON.*choose another folder"):
         fit_store(fitter(), paths, tmp_path / "store")
     (tmp_path / "store/store.json").unlink()
-    with pytest.raises(CommandError, match=r"holds shards but no store.json"):
+    with pytest.raises(RunError, match=r"is not empty and holds no run of dvt-timm \(no store.json\); choose another folder"):
         fit_store(fitter(), paths, tmp_path / "store")
-    with pytest.raises(ValueError, match=r"holds no feature store \(no store.json\); `dvt-timm fit` writes one"):
+    with pytest.raises(ValueError, match=r"holds no feature store \(no store.json\); `fit_store` writes one"):
         open_store(tmp_path / "store")
     with pytest.raises(ValueError, match="holds no feature store"):
         open_store(tmp_path / "nowhere")
+
+
+def test_a_folder_of_other_things_is_not_written_into(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 1)
+    with pytest.raises(RunError, match=r"photos is not empty and holds no run of dvt-timm .*choose another folder"):
+        fit_store(fitter(), paths, tmp_path / "photos")
+    assert list((tmp_path / "photos").iterdir()) == paths
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
@@ -297,7 +307,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(ValueError, match=f"{shard.name} is damaged: .*delete it"):
         open_store(tmp_path / "store")
-    with pytest.raises(CommandError, match=f"{shard.name} is damaged: .*delete it"):
+    with pytest.raises(RunError, match=f"{shard.name} is damaged: .*delete it"):
         fit_store(fitter(), paths, tmp_path / "store")
     shard.unlink()
     fit_store(fitter(), paths, tmp_path / "store")

@@ -122,7 +122,7 @@ def test_heads_benchmark(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_benchmark() -> None:
     output = run("examples/benchmarks/train.py", "--quick", "--laps", "1", "--batch-size", "2")
-    for measure in ("store", "online", "fit", "distil"):
+    for measure in ("store", "online", "fit", "distill"):
         assert output.count(f"| {measure} |") == 1
 
 

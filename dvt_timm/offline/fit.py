@@ -18,7 +18,7 @@ from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views, collect
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
 
-# Factorised systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each, 0.5 with view pairs.
+# Factorized systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each, 0.5 with view pairs.
 PREPARED = 4
 
 
@@ -37,7 +37,7 @@ class ViewPairs(NamedTuple):
 
 
 class ImageFitter:
-    """Stage 1 on one image after the other, with one factorisation for all whose views have the same size.
+    """Stage 1 on one image after the other, with one factorization for all whose views have the same size.
 
     Args:
         model: as in `sample_views`.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .grid_field import Basis, GridField
-from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorised, left_out
+from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorized, left_out
 from .solution import Decomposition, Views, collect, unexplained
 
 CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of smoothness="auto"
@@ -50,7 +50,7 @@ class _Sums:
             raise ValueError(
                 f"views must share one grid [h, w, C], got {list(self.grid)} and {list(batch.features.shape[1:])}"
             )
-        y = self._centred(batch.features.flatten(1, 2))
+        y = self._centered(batch.features.flatten(1, 2))
         means = y.mean(dim=1)
         bad = (~means.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if bad:
@@ -67,7 +67,7 @@ class _Sums:
         self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
         self.last = batch.features[-1].to(self.dtype, copy=True)  # [h, w, C]; a part would keep the whole batch
 
-    def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
+    def _centered(self, features: Tensor) -> Tensor:  # [b, P, C]
         """Less the reference, in memory that the next batch uses again: to get fresh memory takes longer."""
         if self.scratch.shape != features.shape:
             self.scratch = self.field.new_empty(features.shape)
@@ -81,7 +81,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class PreparedSolver:
-    """The factorised system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
+    """The factorized system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
 
     layout: Layout
     smoothness: float
@@ -217,7 +217,7 @@ class LeastSquaresSolver:
         return self._prepare(sums.xy, first.features.shape[1:3])._finish(sums)
 
     def prepare(self, xy: Tensor) -> PreparedSolver:
-        """Factorise once for all images that are seen through the same views.
+        """Factorize once for all images that are seen through the same views.
 
         Args:
             xy: [V, h, w, 2] in [0, 1], image frame, on the device of the features (`sample_views(...).xy`).
@@ -240,7 +240,7 @@ class LeastSquaresSolver:
             )
 
     def _nodes(self, grid: tuple[int, ...]) -> tuple[int, int]:
-        """(R_y, R_x): with a whole density every patch centre of the whole image is a node, or midway between two."""
+        """(R_y, R_x): with a whole density every patch center of the whole image is a node, or midway between two."""
         rows, columns = (max(2, math.ceil(self.density * patches) + 1) for patches in grid)
         return rows, columns
 
@@ -254,7 +254,7 @@ class LeastSquaresSolver:
         layout = Layout(xy, self._nodes(grid))
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
-            solve = conjugate_gradients(layout, value) if matrix is None else factorised(matrix, layout.nodes, value)
+            solve = conjugate_gradients(layout, value) if matrix is None else factorized(matrix, layout.nodes, value)
             yield PreparedSolver(layout, value, solve)
 
     def _fit_auto(self, views: Iterable[Views]) -> Decomposition:

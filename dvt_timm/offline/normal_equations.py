@@ -4,7 +4,7 @@ In the least-squares sense, for all views v and patches p: B_vp F + G_p + o_v = 
 that G (a value per patch) and o (a value per view) are a balanced two-way layout: to eliminate both is to take the
 means over views and over patches off the rest. With Q for that projection, F solves
 
-    (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighbouring nodes, added up
+    (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighboring nodes, added up
 
 for all channels at once. The matrix depends on the places of the patches only. It cannot tell F + c from F, since G - c
 fits as well; the solution has mean 0.
@@ -67,7 +67,7 @@ def data_matrix(layout: Layout) -> Tensor:
     return matrix.addr_(total, total, alpha=1 / (V * P))
 
 
-def factorised(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Solve:
+def factorized(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Solve:
     """Solve with one Cholesky factor of `data_matrix`, which is left as it is."""
     system = matrix + matrix.diagonal().mean() / len(matrix)  # fixes the mean at 0
     flat, (rows, columns) = system.view(-1), nodes

@@ -112,6 +112,6 @@ def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
         features = batch.features.to(solution.artifact)
         error = features - solution.semantics_at(batch.xy) - solution.artifact
         for i, values in enumerate((error, features)):
-            centred = values - values.mean(dim=(1, 2), keepdim=True)
-            sums[..., i] += centred.double().square().sum(dim=(0, 3)).cpu()
+            centered = values - values.mean(dim=(1, 2), keepdim=True)
+            sums[..., i] += centered.double().square().sum(dim=(0, 3)).cpu()
     return sums

@@ -33,7 +33,7 @@ Kind = Literal["jitter", "crops"]
 DEFAULT_VIEWS = {"jitter": 24, "crops": 768}
 
 ZOOM = (0.6, 1.25)  # jitter: side of the window, relative to the image's
-SHIFT = 0.25  # jitter: the window's centre is off the image's by up to this share of the image
+SHIFT = 0.25  # jitter: the window's center is off the image's by up to this share of the image
 CROP_AREA = (0.1, 0.5)  # crops: share of the image's area (the authors' script)
 CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels of the squeezed image
 
@@ -112,7 +112,7 @@ def sample_views(
 ) -> ViewStream:
     """Views of an image, and the model's features of each, computed while one iterates.
 
-    `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its centre by up to a quarter, half of
+    `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its center by up to a quarter, half of
     them mirrored; beyond its border the image is reflected. They keep the context that features depend on. The windows
     are spread evenly (a Sobol sequence).
     `crops`: those of the paper, 0.1 to 0.5 of the area, width / height 3/4 to 4/3, half of them mirrored.
@@ -129,7 +129,7 @@ def sample_views(
         size: of every view in pixels, at least two patches, rounded to whole ones: both sides, or with `keep_aspect`
             the shorter one. By default the size that the model was built for.
         keep_aspect: give views the image's aspect ratio, rather than squeeze it to the model's.
-        edge_to_edge: place the outermost patches on a view's border, half a patch outside their centres, as the
+        edge_to_edge: place the outermost patches on a view's border, half a patch outside their centers, as the
             released code does.
         batch_size: views per forward pass.
         autocast: dtype of the forward passes; bfloat16 on CUDA and float32 elsewhere by default.
@@ -154,7 +154,7 @@ def sample_views(
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
     windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
-    places = grid.edge_to_edge() if edge_to_edge else grid.centres()
+    places = grid.edge_to_edge() if edge_to_edge else grid.centers()
     return ViewStream(
         model=model,
         image=image,
@@ -208,23 +208,23 @@ def sample_windows(
     else:
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(num_views, 5, generator=generator, dtype=torch.float64)
-    centre, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
-    boxes = torch.cat([torch.cat([centre - half, centre + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
+    center, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
+    boxes = torch.cat([torch.cat([center - half, center + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
     return Windows(boxes, torch.cat([draws[:, 4] < 0.5, torch.tensor([False])]))
 
 
 def _jitter(draws: Tensor, zoom: tuple[float, float], shift: float) -> tuple[Tensor, Tensor]:
     side = zoom[0] * (zoom[1] / zoom[0]) ** draws[:, :1]
-    centre = 0.5 + shift * (2 * draws[:, 1:3] - 1)
-    return centre, (side / 2).expand(-1, 2)
+    center = 0.5 + shift * (2 * draws[:, 1:3] - 1)
+    return center, (side / 2).expand(-1, 2)
 
 
 def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, :1]
     aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** draws[:, 1:2] * size[0] / size[1]
     sides = torch.cat([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp(max=1)
-    centre = sides / 2 + (1 - sides) * draws[:, 2:4]
-    return centre, sides / 2
+    center = sides / 2 + (1 - sides) * draws[:, 2:4]
+    return center, sides / 2
 
 
 def check_arguments(

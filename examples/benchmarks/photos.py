@@ -72,7 +72,7 @@ class ViewCache:
         options = HELD_OUT if kind == "jitter" else {}
         windows = sample_windows(HELD_OUT_VIEWS, kind, HELD_OUT_SEED, stream.size, **options)
         embed = self.model.patch_embed
-        xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centres())
+        xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centers())
         stream = replace(stream, windows=windows, xy=xy)
         return self._views(stream, islice(stream, 1))
 
@@ -114,7 +114,7 @@ def aligned_mean(views: Views) -> Tensor:  # [h, w, C]
 
 
 class ClosedForm:
-    """The closed form, with one factorisation for all images whose views lie at the same places."""
+    """The closed form, with one factorization for all images whose views lie at the same places."""
 
     def __init__(self, smoothness: float = 1.0) -> None:
         self.solver, self.prepared = LeastSquaresSolver(smoothness=smoothness), None

@@ -18,7 +18,7 @@ DIM = 4
 
 
 def places(num_views: int = 30, kind: str = "crops", seed: int = 0) -> Tensor:  # [V, 5, 6, 2]
-    return patch_xy(sample_windows(num_views, kind, seed, GRID.image_size), *GRID.centres())
+    return patch_xy(sample_windows(num_views, kind, seed, GRID.image_size), *GRID.centers())
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -91,8 +91,8 @@ def test_unexplained_is_what_the_fit_leaves_of_its_own_views() -> None:
     error = views.features - solution.semantics_at(views.xy) - solution.artifact
     error -= error.mean(dim=(1, 2), keepdim=True)
     table = views.features.flatten(1, 2)
-    centred = table - table.mean(dim=0) - table.mean(dim=1, keepdim=True) + table.mean(dim=(0, 1))
-    share = error.square().sum() / centred.square().sum()
+    centered = table - table.mean(dim=0) - table.mean(dim=1, keepdim=True) + table.mean(dim=(0, 1))
+    share = error.square().sum() / centered.square().sum()
     assert solution.stats["unexplained"] == pytest.approx(share.item(), rel=1e-6)
     sums = unexplained(solution, views).sum(dim=(0, 1))
     assert sums[0].item() == pytest.approx(error.square().sum().item())
@@ -122,9 +122,9 @@ def test_the_matrix_is_that_of_the_two_way_layout() -> None:
     layout = normal_equations.Layout(xy, (6, 5))
     design = torch.zeros(V * P, 30, dtype=torch.float64)
     design.scatter_add_(1, layout.basis.index, layout.basis.weight)
-    centre_v = torch.eye(V, dtype=torch.float64) - 1 / V
-    centre_p = torch.eye(P, dtype=torch.float64) - 1 / P
-    expected = design.T @ torch.kron(centre_v, centre_p) @ design
+    center_v = torch.eye(V, dtype=torch.float64) - 1 / V
+    center_p = torch.eye(P, dtype=torch.float64) - 1 / P
+    expected = design.T @ torch.kron(center_v, center_p) @ design
     torch.testing.assert_close(normal_equations.data_matrix(layout), expected, atol=1e-10, rtol=0)
 
 

@@ -61,9 +61,9 @@ def test_the_last_view_is_the_whole_image_and_some_are_mirrored() -> None:
     assert stream.windows.boxes[-1].tolist() == [0, 0, 1, 1]
     assert not stream.windows.flipped[-1]
     assert 0 < stream.windows.flipped.sum() < 12
-    centres = (torch.arange(10) + 0.5) / 10
-    torch.testing.assert_close(stream.xy[-1, 0, :, 0], centres)
-    torch.testing.assert_close(stream.xy[-1, :, 0, 1], centres)
+    centers = (torch.arange(10) + 0.5) / 10
+    torch.testing.assert_close(stream.xy[-1, 0, :, 0], centers)
+    torch.testing.assert_close(stream.xy[-1, :, 0, 1], centers)
 
 
 def test_kinds_are_as_documented() -> None:
@@ -72,8 +72,8 @@ def test_kinds_are_as_documented() -> None:
     torch.testing.assert_close(sides[:, 0], sides[:, 1])
     assert 0.6 <= sides.min() < 0.61
     assert 1.24 < sides.max() <= 1.25
-    centre = (jitter[:, 2:] + jitter[:, :2]) / 2
-    assert 0.24 < (centre - 0.5).abs().max() <= 0.25
+    center = (jitter[:, 2:] + jitter[:, :2]) / 2
+    assert 0.24 < (center - 0.5).abs().max() <= 0.25
     crops = sample_windows(2000, "crops", 0, (100, 200)).boxes[:-1]
     assert crops.min() >= 0
     assert crops.max() <= 1
@@ -133,8 +133,8 @@ def test_images_are_read_upright_and_of_any_depth(tmp_path: Any) -> None:
 
 
 def test_edge_to_edge_moves_places_only() -> None:
-    centres, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
-    assert torch.equal(collect(centres).features, collect(edges).features)
+    centers, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
+    assert torch.equal(collect(centers).features, collect(edges).features)
     torch.testing.assert_close(edges.xy[-1, 0, :, 0], torch.linspace(0, 1, 10))
 
 
@@ -178,7 +178,7 @@ def test_autocast_changes_little() -> None:
 
 
 def test_stage_1_recovers_what_a_vit_adds_to_its_content() -> None:
-    """A ViT that adds its position embedding to the colours of the patches: content and embedding come apart."""
+    """A ViT that adds its position embedding to the colors of the patches: content and embedding come apart."""
     model, image = seeing(), ramps()
     artifact = torch.zeros(10, 10, 64)
     artifact[..., :2] = 0.3 * torch.randn(10, 10, 2, generator=torch.Generator().manual_seed(0))
@@ -194,7 +194,7 @@ def test_stage_1_recovers_what_a_vit_adds_to_its_content() -> None:
     assert (solution.raw - truth - artifact).abs().max() < 1e-4
 
 
-def test_one_factorisation_serves_all_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_factorization_serves_all_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create(TINY)
     fitter = ImageFitter(model, num_views=4, size=64)
     prepared = []

@@ -21,6 +21,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from helpers import TINY, fitter, full_disk, photos, random_head, same_weights, size_of
 from PIL import Image
 from timm.models.eva import Eva
@@ -28,7 +29,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import dvt_timm
-from dvt_timm._util.files import CommandError, alone_in
+from dvt_timm._util.errors import RunError
 from dvt_timm._util.images import ImageError
 from dvt_timm.offline import FeatureStore, ImageFitter, fit_store, open_store
 from dvt_timm.offline.run import settings_of
@@ -44,7 +45,7 @@ from dvt_timm.train import (
     make_accelerator,
     train_denoiser,
 )
-from dvt_timm.train.config import DISTIL_PRESETS, TRAIN_PRESETS
+from dvt_timm.train.config import DISTILL_PRESETS, TRAIN_PRESETS
 from dvt_timm.train.data import Stream, batches, collate, positions, split
 from dvt_timm.train.log import read_log
 from dvt_timm.train.loop import CHECKPOINT, Trainer
@@ -129,7 +130,7 @@ class TestMethod:
         assert TRAIN_PRESETS["paper"].config(10_000) == TrainConfig(steps=1562, batch_size=64)
         assert TRAIN_PRESETS["paper"].config(10_000, batch_size=100).steps == 1000
         assert TRAIN_PRESETS["paper"].config(10_000, steps=7) == TrainConfig(steps=7, batch_size=64)
-        assert DISTIL_PRESETS["paper"].config(1_281_167).steps == 5 * 1_281_167 // 512
+        assert DISTILL_PRESETS["paper"].config(1_281_167).steps == 5 * 1_281_167 // 512
 
     def test_stage_2_is_what_the_method_says(self, tmp_path: Path) -> None:
         """Five steps in float64 against the method written out."""
@@ -278,7 +279,7 @@ class TestDividing:
             torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("stage", ["train", "distil"])
+    @pytest.mark.parametrize("stage", ["train", "distill"])
     def test_two_processes_are_one(self, stage: str, tmp_path: Path) -> None:
         """Gloo, started as accelerate does: the weights are those of one process with the joined batch.
 
@@ -391,6 +392,16 @@ class TestData:
         assert torch.equal(raw, solution.raw)
         assert torch.equal(clean, solution.semantics)
 
+    def test_nothing_is_solved_before_the_first_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def solved(*_: Any) -> None:
+            raise AssertionError("for a shape")
+
+        fit = fitter(keep_aspect=True)
+        monkeypatch.setattr(fit, "with_pairs", solved)
+        pairs = OnlinePairs(photos(tmp_path / "photos", 3), fit)
+        assert pairs.shape == (4, 5, 64)
+        assert DenoiserStage(pairs, TINY).module.grid_size == (4, 5)
+
     def test_view_pairs_online_are_those_of_a_store(self, tmp_path: Path) -> None:
         paths, fit = photos(tmp_path / "photos", 2), fitter(view_pairs=2)
         fit_store(fit, paths, tmp_path / "store")
@@ -399,7 +410,7 @@ class TestData:
             assert equal(*(dict(zip("ab", pairs.pair(1, k), strict=True)) for pairs in (store, online)))
         for pairs in (store, online):
             for k in (-1, 3):
-                with pytest.raises(IndexError, match=rf"pair must be 0\.\.2, got {k}; --view-pairs N makes more"):
+                with pytest.raises(IndexError, match=rf"pair must be 0\.\.2, got {k}; fit with a larger view_pairs"):
                     pairs.pair(1, k)
 
     def test_one_thread_reads_where_the_cpu_trains(self, tmp_path: Path) -> None:
@@ -484,7 +495,7 @@ class TestResults:
         train_denoiser(store, TINY, tmp_path / "on", SHORT, initial=initial)
         assert not same_weights(dvt_timm.load_head(tmp_path / "on/last"), initial)
         assert equal(initial.state_dict(), before)
-        with pytest.raises(CommandError, match="initial_head_sha256"):
+        with pytest.raises(RunError, match="initial_head_sha256"):
             train_denoiser(store, TINY, tmp_path / "on", SHORT, initial=random_head(DIM, (5, 3), seed=2))
 
     def test_pictures_of_the_same_images(self, tmp_path: Path) -> None:
@@ -529,9 +540,9 @@ class TestResults:
         for given in (None, "vit_tiny_patch16_224"):  # its own name is known
             assert DistillStage(model, [], base=given).base == TINY
         model.pretrained_cfg = {**model.pretrained_cfg, "tag": "dvt_mine"}
-        with pytest.raises(CommandError, match=r"teacher's backbone: timm knows no model 'test_vit.dvt_mine'"):
+        with pytest.raises(ValueError, match=r"teacher's backbone: timm knows no model 'test_vit.dvt_mine'"):
             DistillStage(model, [])
-        with pytest.raises(CommandError, match=r"the teacher is a test_vit, its base cannot be vit_tiny_patch16_224\."):
+        with pytest.raises(ValueError, match=r"the teacher is a test_vit, its base cannot be vit_tiny_patch16_224\."):
             DistillStage(model, [], base="vit_tiny_patch16_224")
         stage = DistillStage(model, [], base="test_vit")
         assert stage.base == TINY
@@ -617,7 +628,7 @@ class TestResuming:
         ]  # fmt: skip
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("stage", ["train", "distil"])
+    @pytest.mark.parametrize("stage", ["train", "distill"])
     def test_killed_again_and_again(self, stage: str, tmp_path: Path) -> None:
         """kill -9 at random moments between checkpoints: the end is that of an undisturbed run, to the bit."""
         context = multiprocessing.get_context("forkserver")  # OpenMP hangs in a fork of what has used it
@@ -659,31 +670,33 @@ class TestResuming:
     def test_numbers_that_may_change_and_numbers_that_may_not(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, eval_every=3, checkpoint_every=1))
-        with pytest.raises(CommandError, match="was made with other settings: seed is 0, not 1"):
+        with pytest.raises(RunError, match="was made with other settings: seed is 0, not 1"):
             train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, seed=1))
         other = store_of(tmp_path / "other", planted(11))
-        with pytest.raises(CommandError, match="images is"):
+        with pytest.raises(RunError, match="images is"):
             train_denoiser(other, TINY, tmp_path / "run", SHORT)
 
     def test_other_features_of_the_same_images_are_refused(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         crops = store_of(tmp_path / "crops", planted(12), views=settings_of(fitter(kind="crops"), half=False)["views"])
-        with pytest.raises(CommandError, match=r"features\.views\.kind is 'jitter', not 'crops'"):
+        with pytest.raises(RunError, match=r"features\.views\.kind is 'jitter', not 'crops'"):
             train_denoiser(crops, TINY, tmp_path / "run", SHORT)
         paths = photos(tmp_path / "photos", 6)
         train_denoiser(OnlinePairs(paths, fitter()), TINY, tmp_path / "online", SHORT)
-        with pytest.raises(CommandError, match=r"features\.views\.num_views is 3, not 4"):
+        with pytest.raises(RunError, match=r"features\.views\.num_views is 3, not 4"):
             train_denoiser(OnlinePairs(paths, fitter(num_views=4)), TINY, tmp_path / "online", SHORT)
 
     def test_other_features_to_validate_on_are_refused(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=store_of(tmp_path / "v", planted(3)))
         other = store_of(tmp_path / "w", planted(3), views={**store.settings["views"], "kind": "crops"})
-        with pytest.raises(CommandError, match=r"validation\.features\.views\.kind is 'jitter', not 'crops'"):
+        with pytest.raises(RunError, match=r"validation\.features\.views\.kind is 'jitter', not 'crops'"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=other)
 
     def test_what_a_killed_run_left_half_written_is_removed(self, store: FeatureStore, tmp_path: Path) -> None:
         run = tmp_path / "run"
         run.mkdir()
+        (run / ".0123abcd.train.json").write_bytes(b"half")
+        train_denoiser(store, TINY, run, SHORT)
         for name in (".0123abcd.checkpoint.pt", ".0123abcd.model.safetensors", ".0123abcd.mine"):
             (run / name).write_bytes(b"half")
         train_denoiser(store, TINY, run, SHORT)
@@ -693,20 +706,20 @@ class TestResuming:
     def test_a_damaged_checkpoint(self, content: bytes, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         (tmp_path / "run" / CHECKPOINT).write_bytes(content)
-        with pytest.raises(CommandError, match=r"checkpoint.pt is damaged .*remove it to begin anew"):
+        with pytest.raises(RunError, match=r"checkpoint.pt is damaged .*remove it to begin anew"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT)
 
     def test_a_checkpoint_that_would_run_code(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         torch.save({"step": Trap()}, tmp_path / "run" / CHECKPOINT)
-        with pytest.raises(CommandError, match="is damaged"):
+        with pytest.raises(RunError, match="is damaged"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT)
 
     def test_a_checkpoint_of_another_head(self, store: FeatureStore, tmp_path: Path) -> None:
         train_denoiser(store, TINY, tmp_path / "run", SHORT)
         train_denoiser(store, TINY, tmp_path / "two", SHORT, num_blocks=2)
         (tmp_path / "two" / CHECKPOINT).replace(tmp_path / "run" / CHECKPOINT)
-        with pytest.raises(CommandError, match="does not fit this run"):
+        with pytest.raises(RunError, match="does not fit this run"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT)
 
 
@@ -720,7 +733,7 @@ class InterruptingStore(FeatureStore):
 
     def __init__(self, store: FeatureStore, after: int) -> None:
         super().__init__(store.folder, store.settings, store.entries)
-        self.left = after + 1  # the first pair tells the size
+        self.left = after
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         self.left -= 1
@@ -747,31 +760,31 @@ def run_stage(stage: str, folder: Path, run: str) -> None:
 class TestErrors:
     def test_stores_that_do_not_fit(self, tmp_path: Path) -> None:
         empty = store_of(tmp_path / "empty", [])
-        with pytest.raises(CommandError, match="there is no image to train on"):
+        with pytest.raises(ValueError, match="there is no image to train on"):
             train_denoiser(empty, TINY, tmp_path / "run", SHORT)
         other = store_of(tmp_path / "other", planted(4), model="vit_small_patch14_dinov2.lvd142m")
-        with pytest.raises(CommandError, match=r"features of vit_small_patch14_dinov2.lvd142m, not of test_vit"):
+        with pytest.raises(ValueError, match=r"features of vit_small_patch14_dinov2.lvd142m, not of test_vit"):
             train_denoiser(other, TINY, tmp_path / "run", SHORT)
-        with pytest.raises(CommandError, match=r"64 channels wide, vit_small_patch14_dinov2.lvd142m has 384"):
+        with pytest.raises(ValueError, match=r"64 channels wide, vit_small_patch14_dinov2.lvd142m has 384"):
             train_denoiser(other, "vit_small_patch14_dinov2.lvd142m", tmp_path / "run", SHORT)
         online = OnlinePairs(photos(tmp_path / "photos", 3), fitter(layer=1))
-        with pytest.raises(CommandError, match="features of block 1"):
+        with pytest.raises(ValueError, match="features of block 1"):
             train_denoiser(online, TINY, tmp_path / "run", SHORT)
         early = store_of(tmp_path / "early", planted(4), views={"layer": 1})
-        with pytest.raises(CommandError, match="features of block 1, and a head denoises the last one's"):
+        with pytest.raises(ValueError, match="features of block 1, and a head denoises the last one's"):
             train_denoiser(early, TINY, tmp_path / "run", SHORT)
-        with pytest.raises(CommandError, match="features of block 1, and a head denoises the last one's"):
+        with pytest.raises(ValueError, match="features of block 1, and a head denoises the last one's"):
             train_denoiser(store_of(tmp_path / "good", planted(4)), TINY, tmp_path / "run", SHORT, validation=early)
         with pytest.raises(ValueError, match="timm knows no model"):
             train_denoiser(early, "nothing", tmp_path / "run", SHORT)
         for key, value in (("weights_sha256", "0" * 64), ("stride", [8, 8])):
             changed = store_of(tmp_path / key, planted(4), **{key: value})
-            with pytest.raises(CommandError, match=f"{key} of the validation features is"):
+            with pytest.raises(ValueError, match=f"{key} of the validation features is"):
                 train_denoiser(store_of(tmp_path / "good", []), TINY, tmp_path / "run", SHORT, validation=changed)
         assert not (tmp_path / "run").exists()
 
     def test_an_initial_head_of_another_width(self, store: FeatureStore, tmp_path: Path) -> None:
-        with pytest.raises(CommandError, match=r"the initial head is 128 channels wide, .* has 64"):
+        with pytest.raises(ValueError, match=r"the initial head is 128 channels wide, .* has 64"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT, initial=random_head(128))
 
     def test_a_shard_that_is_gone(self, store: FeatureStore, tmp_path: Path) -> None:
@@ -779,20 +792,20 @@ class TestErrors:
         for shard in store.folder.glob("shard-*"):
             shard.unlink()
         assert stage.module.dim == DIM
-        with pytest.raises(ValueError, match=r"is gone; `dvt-timm fit` computes its images again"):
+        with pytest.raises(ValueError, match=r"is gone; `fit_store` computes its images again"):
             train_denoiser(FeatureStore(store.folder, store.settings, store.entries), TINY, tmp_path / "run", SHORT)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_feature_that_is_missing_is_no_other_one(self, workers: int, tmp_path: Path) -> None:
         store = store_of(tmp_path / "store", planted(8) + planted(1, grid=(5, 4)))
-        with pytest.raises(CommandError, match=r"cannot read a sample: .*must have one shape"):
+        with pytest.raises(RunError, match=r"cannot read a sample: .*must have one shape"):
             train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, workers=workers, seed=3))
 
     def test_images_that_are_none(self, tmp_path: Path) -> None:
         paths = photos(tmp_path / "photos", 6)
         for path in paths[2:]:
             path.write_bytes(b"no image")
-        with pytest.raises(CommandError, match=r"cannot read a sample: .*png: not a JPEG, PNG or WebP image"):
+        with pytest.raises(RunError, match=r"cannot read a sample: .*png: not a JPEG, PNG or WebP image"):
             distill(teacher(), paths, tmp_path / "run", SHORT)
         with pytest.raises(ImageError, match="not a JPEG"):
             train_denoiser(OnlinePairs(paths[2:], fitter()), TINY, tmp_path / "online", SHORT)
@@ -804,7 +817,7 @@ class TestErrors:
         before = (run / CHECKPOINT).read_bytes()
         pairs[3][1][0, 0, 0] = math.nan
         broken = store_of(tmp_path / "broken", pairs)
-        with pytest.raises(CommandError, match=r"loss is not finite at step \d+ or shortly before"):
+        with pytest.raises(RunError, match=r"loss is not finite at step \d+ or shortly before"):
             train_denoiser(broken, TINY, tmp_path / "nan", replace(SHORT, steps=40, checkpoint_every=1))
         state = torch.load(tmp_path / "nan" / CHECKPOINT, weights_only=True)
         assert all(bool(value.isfinite().all()) for value in state["module"].values())
@@ -816,7 +829,7 @@ class TestErrors:
         with torch.no_grad():
             trainer.module.pos_embed[0, 0, 0] = math.inf
         with pytest.raises(
-            CommandError, match="weights are not finite after step 0; what was written before is intact"
+            RunError, match="weights are not finite after step 0; what was written before is intact"
         ):
             trainer._write_checkpoint()
         assert not (tmp_path / CHECKPOINT).exists()
@@ -834,7 +847,7 @@ class TestErrors:
         with pytest.raises(RunInterruptedError):
             train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, config)
         before = (run / CHECKPOINT).read_bytes()
-        with full_disk(100_000), pytest.raises(CommandError, match=r"cannot write .*(keep|kept)"):
+        with full_disk(100_000), pytest.raises(OSError, match=r"cannot write .*run/.*its checkpoint and best weights are kept"):
             train_denoiser(store, TINY, run, config)
         assert (run / CHECKPOINT).read_bytes() == before
         assert not list(run.glob(".*.checkpoint.pt"))
@@ -842,8 +855,21 @@ class TestErrors:
         train_denoiser(store, TINY, tmp_path / "whole", config)
         assert equal(weights(run), weights(tmp_path / "whole"))
 
+    def test_a_folder_of_other_things_is_not_written_into(self, store: FeatureStore, tmp_path: Path) -> None:
+        paths = photos(tmp_path / "photos", 4)
+        for start in (
+            lambda folder: train_denoiser(store, TINY, folder, SHORT),
+            lambda folder: distill(teacher(), paths, folder, SHORT),
+        ):
+            for folder in (tmp_path / "photos", store.folder):
+                before = sorted(folder.iterdir())
+                with pytest.raises(RunError, match=r"is not empty and holds no run of dvt-timm \(no train.json\)"):
+                    start(folder)
+                assert sorted(folder.iterdir()) == before
+
     def test_a_folder_in_use(self, store: FeatureStore, tmp_path: Path) -> None:
-        with alone_in(tmp_path / "run", kept="files"), pytest.raises(CommandError, match="another run is writing"):
+        (tmp_path / "run").mkdir()
+        with FileLock(tmp_path / "run/.lock"), pytest.raises(BlockingIOError, match="another run is writing"):
             train_denoiser(store, TINY, tmp_path / "run", SHORT)
 
     @pytest.mark.parametrize(

@@ -79,8 +79,12 @@ class ImageFitter:
 
     def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
         """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""
-        stream = sample_views(self.model, image, **self.views)
+        stream = self.views_of(image)
         return self._solver(stream).fit(stream)
+
+    def views_of(self, image: Image.Image | str | PathLike[str]) -> ViewStream:
+        """The views that the solver is given, none of them computed yet; raises as `sample_views` does."""
+        return sample_views(self.model, image, **self.views)
 
     def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
         """Decompose an image, and give the pairs to train on: of itself, and of `view_pairs` views drawn with a seed.
@@ -92,7 +96,7 @@ class ImageFitter:
         if not self.view_pairs:
             solution = self(image)
             return solution, ViewPairs(solution.raw[None], solution.semantics[None])
-        stream = sample_views(self.model, image, **self.views)
+        stream = self.views_of(image)
         whole = stream.num_views - 1
         drawn = np.random.default_rng(seed).choice(whole, self.view_pairs, replace=False)
         wanted = [*sorted(drawn.tolist()), whole]

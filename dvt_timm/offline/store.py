@@ -75,6 +75,12 @@ class FeatureStore:
         """Of each image: its own and those of views."""
         return 1 + int(self.settings.get("view_pairs", 0))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, C) of the first image's maps; those of others may have another h and w."""
+        h, w, C = self.raw(0).shape
+        return h, w, C
+
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """(raw, target) to train on, of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
 
@@ -274,4 +280,3 @@ def _tidy(folder: Path) -> None:
     remove_scratch(folder / PENDING, OWN_FILES)
     for entry in [entry for file in _shards_of(folder) for entry in _entries_of(file)]:  # all are read before any goes
         (folder / PENDING / f"{entry.sha256}.safetensors").unlink(missing_ok=True)
-

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .._util.files import sha256_of
@@ -59,6 +60,12 @@ class OnlinePairs:
         """As `FeatureStore.num_pairs`."""
         return 1 + self.fitter.view_pairs
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As `FeatureStore.shape`, with nothing solved."""
+        xy = self.fitter.views_of(self._image(0)).xy  # [V, h, w, 2]
+        return xy.shape[1], xy.shape[2], self.fitter.model.embed_dim
+
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """As `FeatureStore.pair`."""
         check_pair(k, self.num_pairs)
@@ -66,13 +73,16 @@ class OnlinePairs:
         return pairs.raw[k].float(), pairs.clean[k].float()
 
     def _fitted(self, i: int) -> tuple[Decomposition, ViewPairs]:
-        path = self.paths[i]
-        image = read_image(path)
-        check_aspect(path, image)
+        path, image = self.paths[i], self._image(i)
         try:
             return self.fitter.with_pairs(image, seed_of(sha256_of(path)))
         except (RuntimeError, ValueError) as error:
             raise ImageError(f"{path}: {error}") from error
+
+    def _image(self, i: int) -> Image.Image:
+        image = read_image(self.paths[i])
+        check_aspect(self.paths[i], image)
+        return image
 
     def path(self, i: int) -> Path:
         """The image file of pair i."""

@@ -54,7 +54,7 @@ class DenoiserStage:
             _check_alike(samples.settings, validation.settings)
         if initial is None:
             torch.manual_seed(seed)
-            self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
+            self.module = DenoiserHead(plain.embed_dim, samples.shape[:2], num_blocks)
         elif initial.dim == plain.embed_dim:
             self.module = copy.deepcopy(initial).requires_grad_(True)
         else:
@@ -103,10 +103,8 @@ def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> No
     if made_of != base:
         raise ValueError(f"these are features of {made_of}, not of {base}; pass that as base, or fit another store")
     if layer not in (-1, len(plain.blocks) - 1):
-        raise ValueError(
-            f"these are features of block {layer}, and a head denoises the last one's; fit with layer=-1"
-        )
-    width = pairs[0][0].shape[-1]
+        raise ValueError(f"these are features of block {layer}, and a head denoises the last one's; fit with layer=-1")
+    width = pairs.shape[-1]
     if width != plain.embed_dim:
         raise ValueError(
             f"the features are {width} channels wide, {base} has {plain.embed_dim}; pass the base they are of"

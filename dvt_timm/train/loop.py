@@ -32,7 +32,7 @@ from .watch import Clock, Signals
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
-NOT_FINITE = "what was written before is intact. Lower lr, try precision='bf16' rather than 'fp16', or check the features"
+NOT_FINITE = "what was written before is intact. Lower lr, try 'bf16' rather than 'fp16', or check the features"
 
 
 class RunInterruptedError(RuntimeError):
@@ -233,7 +233,8 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.run / CHECKPOINT} does not fit this run ({error}); remove it to begin anew") from error
+            path = self.run / CHECKPOINT
+            raise RunError(f"{path} does not fit this run ({error}); remove it to begin anew") from error
 
 
 class _NoLog:
@@ -252,9 +253,7 @@ def _next(coming: Iterator[Sample]) -> Sample:
     try:
         return next(coming)
     except (ValueError, OSError) as error:
-        raise RunError(
-            f"cannot read a sample: {error}; mend that and call it again with the same arguments"
-        ) from error
+        raise RunError(f"cannot read a sample: {error}; mend that and call it again with the same arguments") from error
 
 
 def _moved(sample: Sample, device: torch.device) -> Sample:

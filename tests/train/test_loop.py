@@ -828,9 +828,7 @@ class TestErrors:
         trainer = Trainer(DenoiserStage(store, TINY), SHORT, tmp_path, make_accelerator(SHORT, "cpu"))
         with torch.no_grad():
             trainer.module.pos_embed[0, 0, 0] = math.inf
-        with pytest.raises(
-            RunError, match="weights are not finite after step 0; what was written before is intact"
-        ):
+        with pytest.raises(RunError, match="weights are not finite after step 0; what was written before is intact"):
             trainer._write_checkpoint()
         assert not (tmp_path / CHECKPOINT).exists()
 
@@ -847,7 +845,10 @@ class TestErrors:
         with pytest.raises(RunInterruptedError):
             train_denoiser(InterruptingStore(store, after=3 * 4), TINY, run, config)
         before = (run / CHECKPOINT).read_bytes()
-        with full_disk(100_000), pytest.raises(OSError, match=r"cannot write .*run/.*its checkpoint and best weights are kept"):
+        with (
+            full_disk(100_000),
+            pytest.raises(OSError, match=r"cannot write .*run/.*checkpoint and best weights are kept"),
+        ):
             train_denoiser(store, TINY, run, config)
         assert (run / CHECKPOINT).read_bytes() == before
         assert not list(run.glob(".*.checkpoint.pt"))

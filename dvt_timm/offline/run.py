@@ -204,5 +204,6 @@ def seed_of(sha256: str) -> int:
 def _stored(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
     stored = features.half() if half else features.float()
     if not bool(stored.isfinite().all()):
-        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or pass half=False" * half))
+        out = ", or pass half=False" if half else ""
+        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights{out}")
     return stored

@@ -9,7 +9,7 @@ Letters: V views, h x w patches, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Views:
         return len(self.features)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decomposition:
     """One image's features, taken apart.
 
@@ -72,8 +72,12 @@ class Decomposition:
     semantics: Tensor
     artifact: Tensor
     residual: Tensor
-    stats: dict[str, Any] = field(repr=False)
-    semantics_at: Callable[[Tensor], Tensor] = field(repr=False)
+    stats: dict[str, Any]
+    semantics_at: Callable[[Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        solver, num_views = (self.stats.get(name) for name in ("solver", "num_views"))
+        return f"Decomposition({list(self.raw.shape)}, solver={solver!r}, num_views={num_views})"
 
 
 def collect(views: Iterable[Views]) -> Views:

@@ -8,16 +8,17 @@ upload. `dvt-timm push FOLDER USER/REPO` does the same on the command line.
 """
 
 import argparse
+import json
+from pathlib import Path
 
 import timm
 import torch
 
 import dvt_timm
-from dvt_timm.publish.push import load_folder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("repo", metavar="USER/REPO")
-parser.add_argument("folder", metavar="FOLDER", nargs="?")
+parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path)
 parser.add_argument("--private", action="store_true", help="make the repository private")
 arguments = parser.parse_args()
 
@@ -25,7 +26,8 @@ if arguments.folder is None:
     base = "vit_small_patch14_dinov2.dvt_demo"
     head = timm.create_model(base, pretrained=True).denoiser
 else:
-    head, base = load_folder(arguments.folder)
+    head = dvt_timm.load_head(arguments.folder)
+    base = json.loads((arguments.folder / "config.json").read_text())["base"]
 
 commit = dvt_timm.push_to_hub(head, arguments.repo, base=base, private=arguments.private or None)
 print("pushed", commit.commit_url)

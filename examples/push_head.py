@@ -8,8 +8,6 @@ upload. `dvt-timm push FOLDER USER/REPO` does the same on the command line.
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import timm
 import torch
@@ -18,7 +16,7 @@ import dvt_timm
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("repo", metavar="USER/REPO")
-parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path)
+parser.add_argument("folder", metavar="FOLDER", nargs="?")
 parser.add_argument("--private", action="store_true", help="make the repository private")
 arguments = parser.parse_args()
 
@@ -27,7 +25,7 @@ if arguments.folder is None:
     head = timm.create_model(base, pretrained=True).denoiser
 else:
     head = dvt_timm.load_head(arguments.folder)
-    base = json.loads((arguments.folder / "config.json").read_text())["base"]
+    base = head.source.base
 
 commit = dvt_timm.push_to_hub(head, arguments.repo, base=base, private=arguments.private or None)
 print("pushed", commit.commit_url)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
 from ..manifest import published_variants
+from ..names import name_of
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
 from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, done_in, finish, writing
@@ -140,7 +141,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": FORMAT,
-        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
+        "model": name_of(cfg),
         "weights_sha256": fingerprint(fitter.model),
         **_weights_file(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._util.images import preprocessing_of
 from ..checkpoints.models import save_model
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
-from ..names import backbone_of, full_name
+from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
 from .data import Images, Sample, digest_of
@@ -110,14 +110,12 @@ class DistillStage:
 
 
 def _base_of(teacher: Any, base: str | None) -> str:
-    arch, tag = (teacher.pretrained_cfg.get(key) for key in ("architecture", "tag"))
-    own = f"{arch}.{tag}" if tag else arch
     try:
-        return full_name(backbone_of(own))
+        return full_name(backbone_of(name_of(teacher)))
     except ValueError as error:
         if base is None:
             raise ValueError(f"the teacher's backbone: {error}, as its base") from error
-    name = full_name(backbone_of(base))
+    arch, name = teacher.pretrained_cfg["architecture"], full_name(backbone_of(base))
     if name.partition(".")[0] != arch:
         raise ValueError(f"the teacher is a {arch}, its base cannot be {name}; pass one of {arch}")
     return name

@@ -25,7 +25,7 @@ BLOCK = 1 << 20
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
+    """Give a scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
     scratch = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
     try:
         scratch.touch()
@@ -38,7 +38,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         ValueError: if it is no JSON, or no object.
@@ -74,7 +74,7 @@ def alone_in(folder: Path, file: str, settings: dict[str, Any], *, own_files: st
     """Make the folder of a run, or take one up, for this process alone.
 
     Args:
-        folder: of a run's results.
+        folder: where the run's results go.
         file: name of the file that holds the run's settings, and shows that the folder is a run's.
         settings: what two runs into one folder must agree on.
         own_files: a regular expression of the names of a run's files.
@@ -128,7 +128,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -136,7 +136,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def sha1s_of(path: Path) -> list[str]:
-    """What git calls a small file, its hash with a header, and its plain SHA-1, which some mirrors of the Hub name."""
+    """The SHA-1 of a small file as git has it, with a header, and the plain one, which some mirrors of the Hub name."""
     data = path.read_bytes()
     header = b"blob %d\0" % len(data)
     return [hashlib.sha1(text, usedforsecurity=False).hexdigest() for text in (header + data, data)]

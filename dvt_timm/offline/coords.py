@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """What each view shows of the image."""
+    """The part of the image that each view shows."""
 
     boxes: Tensor  # [V, 4] left, top, right, bottom in the image frame, float64
     flipped: Tensor  # [V] bool, mirrored left to right
@@ -33,13 +33,13 @@ class Windows:
 class PatchGrid:
     """The patches of a view; all pairs are (height, width)."""
 
-    image_size: tuple[int, int]  # of a view, in pixels
-    patch_size: tuple[int, int]  # in pixels
-    stride: tuple[int, int]  # from patch to patch, in pixels
+    image_size: tuple[int, int]  # the size of a view in pixels
+    patch_size: tuple[int, int]  # pixels of a patch
+    stride: tuple[int, int]  # pixels from one patch to the next
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(h, w) in patches."""
+        """How many patches there are: (h, w)."""
         h, w = (
             (side - patch) // stride + 1
             for side, patch, stride in zip(self.image_size, self.patch_size, self.stride, strict=True)
@@ -47,7 +47,7 @@ class PatchGrid:
         return h, w
 
     def centers(self) -> tuple[Tensor, Tensor]:
-        """Of the rows [h] and the columns [w], as a share of the view's height and width."""
+        """The centers of the rows [h] and of the columns [w], as shares of the view's height and width."""
         y, x = (
             (torch.arange(count, dtype=torch.float64) * stride + patch / 2) / side
             for count, side, patch, stride in zip(

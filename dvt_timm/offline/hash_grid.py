@@ -25,10 +25,10 @@ class HashGrid(nn.Module):
 
     Args:
         num_levels: L.
-        base_resolution: of the coarsest level.
-        max_resolution: of the finest level; those between grow geometrically.
+        base_resolution: cells a side of the coarsest level.
+        max_resolution: cells a side of the finest level; those between grow geometrically.
         dim: D, features per entry.
-        log2_table_size: of the largest number of entries that a level may have.
+        log2_table_size: a level has at most 2^log2_table_size entries.
     """
 
     scale: Tensor  # [L]

@@ -25,7 +25,7 @@ from .coords import places_in_image
 from .hash_grid import HashGrid
 from .solution import Decomposition, Views, collect
 
-PEAK_RATE, LAST_RATE = 0.01, 0.001  # of Adam
+PEAK_RATE, LAST_RATE = 0.01, 0.001  # learning rates of Adam
 BETAS, EPSILON, WEIGHT_DECAY = (0.9, 0.99), 1e-15, 1e-5
 LOSS_SCALE = 1024  # the released code never divides it out again, which leaves 1/1024 of the weight decay and epsilon
 RESIDUAL_WEIGHT, SPARSITY_WEIGHT = 0.1, 0.02
@@ -33,7 +33,7 @@ RECORDED = 200  # points of the loss curve
 
 
 class NoiseModel(nn.Module):
-    """The parameters of F, G and h; an image's own."""
+    """The parameters of F, G and h for one image."""
 
     def __init__(self, dim: int, grid: tuple[int, int], encoding: HashGrid) -> None:
         """dim: C; grid: (h, w)."""
@@ -76,7 +76,7 @@ def losses(
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine."""
+    """The rate warms up linearly over a tenth of the steps, then falls in a cosine."""
     return warmed_up_cosine(step, num_steps, num_steps // 10, PEAK_RATE, LAST_RATE)
 
 
@@ -89,7 +89,7 @@ class NeuralFieldSolver:
     Attributes:
         num_steps: at least 10; the default is the authors' script's, the paper's text says 20,000.
         batch_size: patches per step, drawn with replacement from all views.
-        seed: of parameters and draws.
+        seed: decides the initial parameters and the draws.
         progress: whether to show a bar on a terminal.
 
     Raises:
@@ -131,7 +131,7 @@ class NeuralFieldSolver:
         return self._decomposition(model, data, curve)
 
     def _train(self, model: NoiseModel, data: Views) -> list[dict[str, float]]:
-        """Fit in place; the loss curve."""
+        """Fit the model in place, and return the loss curve."""
         h, w, C = data.features.shape[1:]
         raw, xy = data.features.float().reshape(-1, C), data.xy.float().reshape(-1, 2)
         rows, columns = (torch.linspace(-1, 1, size, device=raw.device) for size in (h, w))

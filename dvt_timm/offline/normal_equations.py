@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .grid_field import Basis, roughness_gradient
 
-DENSE_NODES = 8192  # more are solved by conjugate gradients
-CHUNK = 32  # channels of conjugate gradients at a time
-TOLERANCE, MAX_ITERATIONS = 1e-5, 1000  # of conjugate gradients: residual relative to the right-hand side
+DENSE_NODES = 8192  # above as many, conjugate gradients take over
+CHUNK = 32  # channels that conjugate gradients solve at a time
+TOLERANCE, MAX_ITERATIONS = 1e-5, 1000  # conjugate gradients stop at this residual, relative to the right-hand side
 
 Solve = Callable[[Tensor], Tensor]  # right-hand sides [K, C] -> F [K, C]
 
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def is_dense(self) -> bool:
-        """Whether to solve with a dense factor, which takes 8 K^2 bytes."""
+        """Whether a dense factor, which takes 8 K^2 bytes, solves it."""
         return self.num_nodes <= DENSE_NODES
 
     def _summed(self, row: Tensor, num_rows: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stage 1 on many images, into a store; what `dvt-timm fit` does."""
+"""Stage 1 on many images, into a store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, don
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
 UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
-WAITING = timedelta(days=7)  # of a process for the others: images take unequal times
+WAITING = timedelta(days=7)  # how long a process waits for the others: images take unequal times
 
 
 class Team:
@@ -49,16 +49,16 @@ class Team:
 
     @property
     def device(self) -> str | None:
-        """This process's own, None where it is alone."""
+        """The device of this process, None where it is alone."""
         return None if self._state is None else str(self._state.device)
 
     def wait(self) -> None:
-        """For all the others."""
+        """Wait for all the others."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
     def gather(self, values: dict[str, str]) -> dict[str, str]:
-        """What all have, in all of them."""
+        """Give every process what all of them have."""
         if self._state is None:
             return values
         from accelerate.utils import gather_object
@@ -83,7 +83,7 @@ def fit_store(
     Args:
         fitter: model, views and solver.
         images: files; one of the same content as another is taken once.
-        folder: of the store, made if it does not exist.
+        folder: the store's, made if it does not exist.
         half: keep float16 rather than float32.
         shard_bytes: a shard is closed once it is as large.
         team: the processes that share the work, this one alone by default.
@@ -112,7 +112,7 @@ def fit_store(
             stack.enter_context(writing(folder, settings_of(fitter, half)))
         team.wait()
         done = done_in(folder)
-        team.wait()  # until all have seen the same, before anything is added
+        team.wait()  # all have seen the same before anything is added
         todo = _unique(map(Path, images), done, skip if team.rank == 0 else lambda *_: None)
         writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
@@ -137,7 +137,7 @@ def fit_store(
 
 
 def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
-    """What two runs into one store must agree on."""
+    """The settings on which two runs into one store must agree."""
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": FORMAT,
@@ -165,7 +165,7 @@ def _weights_file(model: Any) -> dict[str, str]:
 
 
 def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:
-    """SHA-256 of the backbone's weights, whatever head it wears; `skipped`: how names of others begin."""
+    """The SHA-256 of a backbone's weights; tensors whose names begin with `skipped` do not count."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(skipped):
@@ -198,7 +198,7 @@ def _decompose(fitter: ImageFitter, path: Path, sha256: str) -> tuple[Image.Imag
 
 
 def seed_of(sha256: str) -> int:
-    """What an image's own draws start from, whatever its name."""
+    """The seed of an image's own draws, which its content decides and its name does not."""
     return int(sha256[:16], 16)
 
 

@@ -81,7 +81,7 @@ class Decomposition:
 
 
 def collect(views: Iterable[Views]) -> Views:
-    """All batches in one.
+    """Join all batches into one.
 
     Raises:
         ValueError: if there is none, or their shapes differ.
@@ -93,10 +93,10 @@ def collect(views: Iterable[Views]) -> Views:
 
 
 def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
-    """How much of views that took no part in the fit F + G leaves over.
+    """Measure what F + G leaves over of views that took no part in the fit.
 
     Args:
-        solution: of another set of views of the same image.
+        solution: the decomposition that other views of the same image gave.
         views: batches of views with its grid.
 
     Returns:

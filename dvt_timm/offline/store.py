@@ -1,4 +1,4 @@
-"""Many images -> a store of raw and clean features on disk, and back.
+"""A store of many images' raw and clean features on disk: writing it, and reading it.
 
 A store is a folder:
 - `store.json`: the settings; a run with others is refused.
@@ -42,10 +42,10 @@ SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 class Entry:
     """One image of a store."""
 
-    sha256: str  # of the image file
+    sha256: str  # the image file's
     image: str  # its path, as given
-    stats: dict[str, Any]  # of the solver
-    file: Path  # that holds its maps
+    stats: dict[str, Any]  # the solver's figures
+    file: Path  # where its maps are
 
 
 class FeatureStore:
@@ -54,7 +54,7 @@ class FeatureStore:
     Files are mapped into memory and only what is asked for is read. It may be sent to other processes (data workers).
 
     Attributes:
-        folder: of the store.
+        folder: where the store lies.
         settings: model, views and solver that its features come from.
         entries: for each image its SHA-256, its path as given (`entries[i].image`) and the solver's figures.
     """
@@ -72,7 +72,7 @@ class FeatureStore:
 
     @property
     def num_pairs(self) -> int:
-        """Of each image: its own and those of views."""
+        """How many pairs each image has: its own, and one of each of some views."""
         return 1 + int(self.settings.get("view_pairs", 0))
 
     @property
@@ -123,7 +123,7 @@ class FeatureStore:
 
 
 def check_pair(k: int, num_pairs: int) -> None:
-    """IndexError unless an image has a pair k."""
+    """Raise IndexError unless an image has a pair k."""
     if not 0 <= k < num_pairs:
         raise IndexError(f"pair must be 0..{num_pairs - 1}, got {k}; fit with a larger view_pairs for more")
 
@@ -150,11 +150,11 @@ def open_store(folder: str | Path) -> FeatureStore:
 
 @dataclass
 class StoreWriter:
-    """One process's side of a store that is being filled; several may write at once."""
+    """Fills a store for one process; several may write at once."""
 
     folder: Path
     shard_bytes: int = SHARD_BYTES
-    _pending: list[Path] = field(default_factory=list)  # of this process
+    _pending: list[Path] = field(default_factory=list)  # what this process has finished
 
     def add(self, sha256: str, image: Path, maps: dict[str, Tensor], stats: dict[str, Any]) -> None:
         """Keep one image's maps, named as in a shard; closes a shard when it is full.
@@ -256,12 +256,12 @@ def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> No
     try:
         with replacing(target) as path:
             save_file(maps, path, metadata)
-    except SafetensorError as error:  # what a full disk is to it
+    except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{target}: {error}") from error
 
 
 def _merge(folder: Path, files: list[Path]) -> None:
-    """Pending files -> one shard; those that are in it are removed after it is written."""
+    """Put pending files into one shard, and remove them once it is written."""
     if not files:
         return
     maps: dict[str, Tensor] = {}

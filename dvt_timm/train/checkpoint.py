@@ -1,4 +1,4 @@
-"""The state of a run on disk, whole or not at all: weights, optimizer, step; read without running any code of it."""
+"""A run's state on disk (weights, optimizer, step): written whole or not at all, read without running code of it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(path) as scratch:
             torch.save(state, scratch)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # a full disk, for one
         raise OSError(f"{path}: {error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state of a run, None if it has none yet.
+    """Read the state of a run, None if it has none yet.
 
     Raises:
         RunError: if the file is damaged.

@@ -26,8 +26,8 @@ class DenoiserStage:
         base: timm name of the backbone whose features they are.
         validation: pairs of other images to measure on; by default some of `samples` are held out.
         initial: a head to start from, which is left as it is; by default a new one.
-        num_blocks: of a new head.
-        seed: of its weights.
+        num_blocks: blocks of a new head.
+        seed: decides its weights.
 
     Raises:
         ValueError: if timm knows no ViT `base`; if there are no samples, or they are of another backbone or another
@@ -65,7 +65,7 @@ class DenoiserStage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
+        """The settings on which two runs into one folder must agree, besides their numbers."""
         return {
             "stage": 2,
             "base": self.base,
@@ -81,16 +81,16 @@ class DenoiserStage:
         }
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """One of the pairs of image i."""
+        """Draw one of the pairs of image i."""
         return self.samples.pair(i, int(torch.randint(self.samples.num_pairs, (), generator=generator)))
 
     def batch(self, sample: Sample) -> Batch:
-        """Of pairs (raw, clean) [B, h, w, C]."""
+        """Make a batch of pairs (raw, clean) [B, h, w, C]."""
         raw, clean = map(at_least_float32, sample)
         return Batch(raw, raw, clean)
 
     def save(self, module: Any, folder: Path) -> None:
-        """As `save_head`."""
+        """Write the head with `save_head`."""
         own_weights = self.samples.settings.get("weights_file_sha256")
         save_head(module, folder, base=self.base, stride=self.stride, base_sha256=own_weights)
 

@@ -22,7 +22,7 @@ from .loss import at_least_float32
 from .stage import Batch
 
 DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
-LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # of a classifier, which patch features do not reach
+LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # a classifier's, which patch features do not reach
 
 
 class PatchFeatures(nn.Module):
@@ -43,11 +43,11 @@ class DistillStage:
 
     Args:
         teacher: a denoised model with its weights.
-        paths: of images.
+        paths: image files.
         base: timm name of the teacher's backbone, where its own tag is none of timm's.
         size: pixels of both sides that images are squeezed to, rounded to whole patches; the model's own by default.
         grad_checkpointing: keep less for the backward pass, and compute it again.
-        device: of the teacher.
+        device: where the teacher runs.
 
     Raises:
         ValueError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture; if the
@@ -83,7 +83,7 @@ class DistillStage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
+        """The settings on which two runs into one folder must agree, besides their numbers."""
         return {
             "stage": 3,
             "base": self.base,
@@ -94,18 +94,18 @@ class DistillStage:
         }
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """Image i, mirrored half of the time."""
+        """Read image i, mirrored half of the time."""
         pixels = self.samples[i]
         return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
 
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:
-        """Of images [B, 3, H, W]."""
+        """Make a batch of images [B, 3, H, W]."""
         raw = plain_intermediates(self.teacher, sample, -1).permute(0, 2, 3, 1)
         return Batch(sample, at_least_float32(raw), at_least_float32(self.teacher.denoiser(raw)))
 
     def save(self, module: Any, folder: Path) -> None:
-        """As `save_model`."""
+        """Write the student with `save_model`."""
         save_model(module.vit, folder, base=self.base)
 
 

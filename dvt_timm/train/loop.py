@@ -111,7 +111,7 @@ class Trainer:
                     )
 
     def unseen(self) -> list[Batch]:
-        """The held-out samples, one each, on the CPU."""
+        """The held-out samples as batches of one, on the CPU."""
         if not self._unseen:
             with torch.no_grad():
                 batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)
@@ -160,7 +160,7 @@ class Trainer:
         return self.step == self.config.steps or any(self.step % steps == 0 for steps in every)
 
     def _numbers(self, stop: bool) -> tuple[dict[str, float], bool]:
-        """What the log says of the last steps, and whether any process is to stop."""
+        """Give what the log says of the last steps, and whether any process is to stop."""
         seconds, waiting, samples, losses = self._clock.lap()
         shared = torch.cat([losses, losses.new_tensor([stop])])
         mse, cosine, stop_share = self.accelerator.reduce(shared, "mean").tolist()
@@ -198,7 +198,7 @@ class Trainer:
         samples = zip(range(NUM_PICTURES), self.held_out, predicted, self.unseen(), strict=False)
         for place, index, fmap, batch in samples:
             path = self._validation.path(index)
-            if not path.is_file():  # of a store that has moved: all that training needs are its features
+            if not path.is_file():  # the images may have moved: all that training needs are their features
                 continue
             maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}
             try:
@@ -238,7 +238,7 @@ class Trainer:
 
 
 class _NoLog:
-    """Of processes other than the first."""
+    """Stands for the log in processes other than the first."""
 
     def write(self, step: int, group: str, numbers: dict[str, float]) -> None: ...
 

@@ -26,16 +26,16 @@ from .stage import Stage
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
 OWN_FILES = r"checkpoint\.pt|model\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
-DIGITS = 4  # of metrics
+DIGITS = 4  # of a metric, behind the point
 FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
 
 
 def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
-    """Devices, precision and processes of a run.
+    """Set up the devices, the precision and the processes of a run.
 
     Args:
-        config: its numbers.
-        device: "cpu" keeps off the GPUs.
+        config: the run's numbers.
+        device: "cpu" keeps the run off the GPUs.
 
     Raises:
         ImportError: if accelerate is not installed.
@@ -51,7 +51,7 @@ def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
             cpu=cpu,
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulation,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # for the process that evaluates
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # others wait for the process that evaluates
         )
     except ValueError as error:
         raise ValueError(f"cannot train in precision {config.precision!r} here: {error}; pass 'no'") from error
@@ -74,7 +74,7 @@ def train_denoiser(
         base: timm name of the backbone whose features they are.
         run: the folder; one of the same settings is taken up where it was left.
         config: the numbers.
-        accelerator: from `make_accelerator(config)`, which is the default.
+        accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
         options: further arguments of `DenoiserStage`.
 
@@ -108,12 +108,12 @@ def distill(
         images: files.
         run: the folder; one of the same settings is taken up where it was left.
         config: the numbers.
-        accelerator: from `make_accelerator(config)`, which is the default.
+        accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
         options: further arguments of `DistillStage`.
 
     Raises:
-        as `train_denoiser`.
+        What `train_denoiser` raises, and for the same reasons.
     """
     accelerator = accelerator or make_accelerator(config)
     stage = DistillStage(teacher, images, device=accelerator.device, **options)
@@ -136,7 +136,7 @@ def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progres
 
 
 def _finish(trainer: Trainer) -> None:
-    """The last weights beside the best ones, metrics and a card."""
+    """Write the last weights beside the best ones, metrics and a card."""
     run, stage = trainer.run, trainer.stage
     stage.save(trainer.module, run / LAST)
     metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
@@ -148,7 +148,7 @@ def _finish(trainer: Trainer) -> None:
 
 
 def _results(trainer: Trainer) -> dict[str, float]:
-    """The best weights' scores on the held-out samples, and those of the features without a denoiser."""
+    """Give the best weights' scores on the held-out samples, and those of the features without a denoiser."""
     pairs = trainer.unseen()
     before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
     scores = {name: score for name, score in trainer.best.items() if name != "step"}

@@ -13,7 +13,6 @@ import timm
 import torch
 
 import dvt_timm
-from dvt_timm.publish.push import load_folder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("repo", metavar="USER/REPO")
@@ -25,7 +24,8 @@ if arguments.folder is None:
     base = "vit_small_patch14_dinov2.dvt_demo"
     head = timm.create_model(base, pretrained=True).denoiser
 else:
-    head, base = load_folder(arguments.folder)
+    head = dvt_timm.load_head(arguments.folder)
+    base = head.source.base
 
 commit = dvt_timm.push_to_hub(head, arguments.repo, base=base, private=arguments.private or None)
 print("pushed", commit.commit_url)

@@ -21,9 +21,10 @@ import timm
 import torch
 
 import dvt_timm  # noqa: F401  adds the names
-from dvt_timm._util.images import images_in
 from dvt_timm.offline import ImageFitter, fit_store, open_store
 from dvt_timm.train import TrainConfig, train_denoiser
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("photos", type=Path)
@@ -38,7 +39,8 @@ arguments = parser.parse_args()
 model = timm.create_model(arguments.model, pretrained=True, num_classes=0, dynamic_img_size=True)
 model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 fitter = ImageFitter(model, num_views=arguments.views, view_pairs=arguments.view_pairs, size=arguments.size)
-skipped = fit_store(fitter, images_in(arguments.photos), arguments.out / "store", half=True, progress=True)
+photos = sorted(path for path in arguments.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
+skipped = fit_store(fitter, photos, arguments.out / "store", half=True, progress=True)
 store = open_store(arguments.out / "store")
 print(f"{len(store)} photos of {store.num_pairs} pairs of features, {len(skipped)} skipped")
 

@@ -122,7 +122,7 @@ def test_heads_benchmark(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_train_benchmark() -> None:
     output = run("examples/benchmarks/train.py", "--quick", "--laps", "1", "--batch-size", "2")
-    for measure in ("store", "online", "fit", "distil"):
+    for measure in ("store", "online", "fit", "distill"):
         assert output.count(f"| {measure} |") == 1
 
 
@@ -154,7 +154,7 @@ def test_forward_benchmark() -> None:
 def test_average_heads(tmp_path: Path) -> None:
     heads = [random_head(64, (4, 4), seed) for seed in (0, 1)]
     folders = [str(dvt_timm.save_head(head, tmp_path / str(i), base=TINY)) for i, head in enumerate(heads)]
-    run("examples/average_heads.py", *folders, folders[1], "--out", str(tmp_path / "mean"))
+    run("examples/demo_head/average_heads.py", *folders, folders[1], "--out", str(tmp_path / "mean"))
     mean = dvt_timm.load_head(tmp_path / "mean").state_dict()
     first, second = (head.state_dict() for head in heads)
     for key, value in mean.items():
@@ -164,7 +164,7 @@ def test_average_heads(tmp_path: Path) -> None:
     other = str(dvt_timm.save_head(random_head(64, (5, 5)), tmp_path / "other", base=TINY))
     lone = f"{folders[0]}/model.safetensors"  # does not say its backbone
     for refused in ([folders[0], other], [lone, lone]):
-        done = ended("examples/average_heads.py", *refused, "--out", str(tmp_path / "none"))
+        done = ended("examples/demo_head/average_heads.py", *refused, "--out", str(tmp_path / "none"))
         assert done.returncode == 2
         assert "give folders that save_head or train wrote" in done.stderr
         assert not (tmp_path / "none").exists()
@@ -176,9 +176,9 @@ def test_random_windows(tmp_path: Path) -> None:
     photos.mkdir()
     values = np.arange(90 * 60 * 3).reshape(60, 90, 3) % 251
     Image.fromarray(values.astype(np.uint8)).save(photos / "a.png")
-    run("examples/random_windows.py", str(photos), "--count", "3", "--out", str(first))
+    run("examples/demo_head/random_windows.py", str(photos), "--count", "3", "--out", str(first))
     (photos / "a.png").rename(photos / "another name.png")
-    run("examples/random_windows.py", str(photos), "--count", "3", "--out", str(second))
+    run("examples/demo_head/random_windows.py", str(photos), "--count", "3", "--out", str(second))
     windows = {path.name: Image.open(path) for path in first.iterdir()}
     assert len(windows) == 3
     assert all(0.5 * 90 <= window.width <= 0.9 * 90 for window in windows.values())
@@ -193,7 +193,7 @@ def test_plain_windows(tmp_path: Path) -> None:
     values[:, 40:] = 128
     Image.fromarray(values).save(tmp_path / "photos/a.png")
     options = ["--count", "3", "--plain", "--out", str(tmp_path / "plain")]
-    run("examples/random_windows.py", str(tmp_path / "photos"), *options)
+    run("examples/demo_head/random_windows.py", str(tmp_path / "photos"), *options)
     windows = [Image.open(path).convert("L") for path in sorted((tmp_path / "plain").iterdir())]
     assert len(windows) == 3
     assert all(0.15 * 90 - 1 <= window.width <= 0.4 * 90 + 1 for window in windows)

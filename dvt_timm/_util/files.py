@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .errors import RunError
+
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"  # of a saved head or model
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
 METRICS = "metrics.json"  # beside what training leaves
@@ -21,15 +23,9 @@ LOCK = ".lock"
 BLOCK = 1 << 20
 
 
-class CommandError(Exception):
-    """Nothing can be done; the text says why in one line."""
-
-    status = 2  # of the process that it ends
-
-
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
+    """Give a scratch path beside `target` that takes its place once it is written whole; else nothing changes."""
     scratch = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
     try:
         scratch.touch()
@@ -42,7 +38,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         ValueError: if it is no JSON, or no object.
@@ -58,10 +54,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def remove_scratch(folder: Path, names: str) -> None:
     """Remove what `replacing` leaves when it is killed; `names`: a regular expression of the files' own names."""
-    scratch = re.compile(rf"\.[0-9a-f]{{8}}\.({names})")
     for path in folder.iterdir():
-        if scratch.fullmatch(path.name):
+        if _is_scratch(path, names):
             path.unlink()
+
+
+def _is_scratch(path: Path, names: str) -> bool:
+    return re.fullmatch(rf"\.[0-9a-f]{{8}}\.({names})", path.name) is not None
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -71,50 +70,65 @@ def write_json(target: Path, value: Any) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path, kept: str) -> Iterator[None]:
-    """Make a folder, or take it up, for this process alone.
+def alone_in(folder: Path, file: str, settings: dict[str, Any], *, own_files: str, kept: str) -> Iterator[None]:
+    """Make the folder of a run, or take one up, for this process alone.
 
     Args:
-        folder: of a run's results.
-        kept: what is not lost if it fails, in the plural.
+        folder: where the run's results go.
+        file: name of the file that holds the run's settings, and shows that the folder is a run's.
+        settings: what two runs into one folder must agree on.
+        own_files: a regular expression of the names of a run's files.
+        kept: what is not lost if the run fails, in the plural.
 
     Raises:
-        CommandError: if the folder cannot be written, or another process is in it.
+        RunError: if the folder holds other things, or a run of other settings.
+        BlockingIOError: if another process is in it.
+        OSError: if it cannot be written, now or later.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_ours(folder, file, own_files)
         with FileLock(folder / LOCK).acquire(timeout=0):
+            remove_scratch(folder, own_files)
+            _check_settings(folder / file, settings)
             yield
     except Timeout as error:
-        raise CommandError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
+        raise BlockingIOError(f"another run is writing to {folder}; wait for it, or choose another folder") from error
     except OSError as error:
-        raise CommandError(
-            f"cannot write {folder}: {error}; mend that and run the same again, {kept} are kept"
-        ) from error
+        failed = OSError(
+            f"cannot write {folder}: {error}; mend that and call it again with the same arguments, {kept} are kept"
+        )
+        failed.errno = error.errno
+        raise failed from error
 
 
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new run, compare those of one that goes on.
+def _check_ours(folder: Path, file: str, own_files: str) -> None:
+    """Raise RunError if a folder is neither a run's nor empty, but for what a run leaves that is killed at once."""
+    others = (path.name for path in folder.iterdir() if path.name != LOCK and not _is_scratch(path, own_files))
+    if not (folder / file).exists() and next(others, None) is not None:
+        raise RunError(
+            f"{folder} is not empty and holds no run of dvt-timm (no {file}); choose another folder, or an empty one"
+        )
 
-    Raises:
-        CommandError: if they differ, or the file is damaged.
-    """
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run, compare those of one that goes on."""
     if not path.exists():
         write_json(path, settings)
         return
     try:
         stored = _flat(read_json(path))
     except ValueError as error:
-        raise CommandError(f"{error}; choose another --out") from error
+        raise RunError(f"{error}; choose another folder") from error
     wanted = _flat(json.loads(json.dumps(settings)))
     differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)
-        raise CommandError(f"{path.parent} was made with other settings: {changes}; choose another --out")
+        raise RunError(f"{path.parent} was made with other settings: {changes}; choose another folder")
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -122,7 +136,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def sha1s_of(path: Path) -> list[str]:
-    """What git calls a small file, its hash with a header, and its plain SHA-1, which some mirrors of the Hub name."""
+    """The SHA-1 of a small file as git has it, with a header, and the plain one, which some mirrors of the Hub name."""
     data = path.read_bytes()
     header = b"blob %d\0" % len(data)
     return [hashlib.sha1(text, usedforsecurity=False).hexdigest() for text in (header + data, data)]

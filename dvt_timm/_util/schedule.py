@@ -1,4 +1,4 @@
-"""The learning rate that the authors' scripts share."""
+"""The schedule of learning rates that the authors' scripts share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def warmed_up_cosine(step: int, num_steps: int, warm_up: int, peak: float, floor: float) -> float:
-    """Linear from 0 to `peak` over `warm_up` steps, then half a cosine to `floor` at `num_steps`."""
+    """The rate rises linearly from 0 to `peak` over `warm_up` steps, then falls in half a cosine to `floor`."""
     if step < warm_up:
         return peak * step / warm_up
     progress = (step - warm_up) / max(num_steps - warm_up, 1)

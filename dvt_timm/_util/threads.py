@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 def made_ahead(
     make: Callable[[Item], Result], items: Iterable[Item], threads: int | None, most: int
 ) -> Iterator[Result]:
-    """`make` of every item, in order; an error comes where its result would.
+    """Give `make` of every item, in order; an error comes where its result would.
 
     Args:
-        make: what several threads may do at once.
+        make: a function that several threads may call at once.
         items: taken as they are needed.
         threads: 0 to make each when it is asked for, None for as many as the processor suggests.
-        most: results ahead of the one in use.
+        most: how many results may be ahead of the one in use.
     """
     if threads == 0:
         yield from map(make, items)

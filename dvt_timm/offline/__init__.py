@@ -8,7 +8,7 @@
 it wrote.
 """
 
-from .._util.files import CommandError
+from .._util.errors import RunError
 from .._util.images import ImageError
 from .coords import image_grid
 from .fit import ImageFitter, Solver, ViewPairs, fit_image
@@ -20,7 +20,6 @@ from .store import FeatureStore, open_store
 from .views import ViewStream, sample_views
 
 __all__ = [
-    "CommandError",
     "Decomposition",
     "FeatureStore",
     "ImageError",
@@ -28,6 +27,7 @@ __all__ = [
     "LeastSquaresSolver",
     "NeuralFieldSolver",
     "PreparedSolver",
+    "RunError",
     "Solver",
     "Team",
     "ViewPairs",

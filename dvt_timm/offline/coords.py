@@ -4,7 +4,7 @@
 - A view shows a window of the image frame, mirrored left to right if it is flipped. A window may leave the image;
   what lies there is the image reflected at its border, so that every patch has its place in [0, 1]^2.
 - A view has h x w patches. Patch k of a side of n pixels covers the pixels [k * stride, k * stride + patch) and has its
-  centre at (k * stride + patch / 2) / n of that side.
+  center at (k * stride + patch / 2) / n of that side.
 - Fields over the image live on R_y x R_x nodes, the outermost ones on the image's border, bilinear in between.
 
 Letters: V views, h x w patches, N places.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """What each view shows of the image."""
+    """The part of the image that each view shows."""
 
     boxes: Tensor  # [V, 4] left, top, right, bottom in the image frame, float64
     flipped: Tensor  # [V] bool, mirrored left to right
@@ -33,21 +33,21 @@ class Windows:
 class PatchGrid:
     """The patches of a view; all pairs are (height, width)."""
 
-    image_size: tuple[int, int]  # of a view, in pixels
-    patch_size: tuple[int, int]  # in pixels
-    stride: tuple[int, int]  # from patch to patch, in pixels
+    image_size: tuple[int, int]  # the size of a view in pixels
+    patch_size: tuple[int, int]  # pixels of a patch
+    stride: tuple[int, int]  # pixels from one patch to the next
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(h, w) in patches."""
+        """How many patches there are: (h, w)."""
         h, w = (
             (side - patch) // stride + 1
             for side, patch, stride in zip(self.image_size, self.patch_size, self.stride, strict=True)
         )
         return h, w
 
-    def centres(self) -> tuple[Tensor, Tensor]:
-        """Of the rows [h] and the columns [w], as a share of the view's height and width."""
+    def centers(self) -> tuple[Tensor, Tensor]:
+        """The centers of the rows [h] and of the columns [w], as shares of the view's height and width."""
         y, x = (
             (torch.arange(count, dtype=torch.float64) * stride + patch / 2) / side
             for count, side, patch, stride in zip(
@@ -82,9 +82,9 @@ def patch_xy(windows: Windows, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def image_grid(rows: int, columns: int) -> Tensor:
-    """The centres of rows x columns equal cells of the image: [rows, columns, 2] (x, y), for `semantics_at`."""
+    """The centers of rows x columns equal cells of the image: [rows, columns, 2] (x, y), for `semantics_at`."""
     whole = Windows(torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64), torch.tensor([False]))
-    return patch_xy(whole, *PatchGrid((rows, columns), (1, 1), (1, 1)).centres())[0]
+    return patch_xy(whole, *PatchGrid((rows, columns), (1, 1), (1, 1)).centers())[0]
 
 
 def places_in_image(xy: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from .least_squares import LeastSquaresSolver, PreparedSolver
 from .solution import Decomposition, Views, collect
 from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
 
-# Factorised systems kept, one per size of the views; at 37 x 37 patches of some 0.3 GB each, 0.5 with view pairs.
+# How many factorized systems are kept, one per size of the views. At 37 x 37 patches each takes 0.3 GB, 0.5 with pairs.
 PREPARED = 4
 
 
@@ -37,12 +37,12 @@ class ViewPairs(NamedTuple):
 
 
 class ImageFitter:
-    """Stage 1 on one image after the other, with one factorisation for all whose views have the same size.
+    """Stage 1 on one image after the other, with one factorization for all whose views have the same size.
 
     Args:
-        model: as in `sample_views`.
+        model: what `sample_views` takes.
         solver: `LeastSquaresSolver()` by default.
-        view_pairs: of each image's views, those that `with_pairs` gives besides the whole image.
+        view_pairs: how many views of each image `with_pairs` gives besides the whole image.
         views: further arguments of `sample_views`.
 
     Raises:
@@ -71,7 +71,7 @@ class ImageFitter:
         given = {**{name: p.default for name, p in signature(sample_views).parameters.items()}, **self.views}
         return {
             **{name: given[name] for name in ("kind", "keep_aspect", "edge_to_edge")},
-            **{name: int(given[name]) for name in ("seed", "layer")},  # which NumPy's are not
+            **{name: int(given[name]) for name in ("seed", "layer")},  # NumPy's are not JSON-friendly
             "num_views": int(given["num_views"] or DEFAULT_VIEWS[given["kind"]]),
             "size": int(given["size"] or min(self.model.patch_embed.img_size)),
             "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
@@ -79,8 +79,12 @@ class ImageFitter:
 
     def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
         """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""
-        stream = sample_views(self.model, image, **self.views)
+        stream = self.views_of(image)
         return self._solver(stream).fit(stream)
+
+    def views_of(self, image: Image.Image | str | PathLike[str]) -> ViewStream:
+        """The views that the solver is given, none of them computed yet; raises as `sample_views` does."""
+        return sample_views(self.model, image, **self.views)
 
     def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
         """Decompose an image, and give the pairs to train on: of itself, and of `view_pairs` views drawn with a seed.
@@ -92,7 +96,7 @@ class ImageFitter:
         if not self.view_pairs:
             solution = self(image)
             return solution, ViewPairs(solution.raw[None], solution.semantics[None])
-        stream = sample_views(self.model, image, **self.views)
+        stream = self.views_of(image)
         whole = stream.num_views - 1
         drawn = np.random.default_rng(seed).choice(whole, self.view_pairs, replace=False)
         wanted = [*sorted(drawn.tolist()), whole]
@@ -109,7 +113,7 @@ class ImageFitter:
         return solution, ViewPairs(views.features.roll(1, dims=0), clean.roll(1, dims=0))
 
     def _solver(self, stream: ViewStream) -> Solver:
-        """The one to use, prepared for these views if it can be."""
+        """The solver to use, prepared for these views if it can be."""
         if not isinstance(self.solver, LeastSquaresSolver) or self.solver.smoothness == "auto":
             return self.solver
         if stream.size not in self._prepared:
@@ -139,7 +143,7 @@ def fit_image(
         image: an image of any mode, or the path of one.
         solver: `LeastSquaresSolver()` by default.
         num_views: besides the whole image; 24 (jitter) or 768 (crops) by default.
-        seed: of the views.
+        seed: decides which views are drawn.
         views: further arguments of `sample_views`: kind, layer, size, keep_aspect, ...
 
     Returns:
@@ -153,7 +157,7 @@ def fit_image(
 
 
 def _keeping(views: Iterable[Views], wanted: Sequence[int], kept: list[Views]) -> Iterator[Views]:
-    """The batches as they come; what they hold of the wanted views is kept."""
+    """Pass the batches on, and keep the wanted views of each."""
     start = 0
     for batch in views:
         here = [i - start for i in wanted if start <= i < start + len(batch)]

@@ -77,7 +77,7 @@ class GridField:
 
 
 def roughness_gradient(field: Tensor) -> Tensor:
-    """L F, where F^T L F is the sum of squared differences of neighbouring nodes: [R_y, R_x, C] -> the same."""
+    """L F, where F^T L F is the sum of squared differences of neighboring nodes: [R_y, R_x, C] -> the same."""
     result = torch.zeros_like(field)
     for dim in (0, 1):
         difference = field.diff(dim=dim)

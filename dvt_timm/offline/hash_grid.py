@@ -11,7 +11,6 @@ Letters: N places, L levels, E entries of all levels, D features of an entry.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,10 @@ class HashGrid(nn.Module):
 
     Args:
         num_levels: L.
-        base_resolution: of the coarsest level.
-        max_resolution: of the finest level; those between grow geometrically.
+        base_resolution: cells a side of the coarsest level.
+        max_resolution: cells a side of the finest level; those between grow geometrically.
         dim: D, features per entry.
-        log2_table_size: of the largest number of entries that a level may have.
+        log2_table_size: a level has at most 2^log2_table_size entries.
     """
 
     scale: Tensor  # [L]
@@ -74,37 +73,3 @@ class HashGrid(nn.Module):
         index = torch.where(self.hashed[:, None], x ^ (y * PRIME & 0xFFFFFFFF), x + y * side) % size
         share = torch.where(corner.bool(), within[:, :, None], 1 - within[:, :, None])
         return index + self.offset[:, None], share.prod(dim=-1)
-
-
-class TinyCudaGrid(nn.Module):
-    """The same encoding by `tinycudann`, for CUDA; its entries are half precision unless it was built otherwise.
-
-    Raises:
-        ImportError: without that package.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            import tinycudann
-        except ImportError as error:
-            raise ImportError(
-                'backend="tinycudann" needs the package of that name, which is built from its source; the default '
-                'backend="torch" needs none'
-            ) from error
-        config: dict[str, Any] = {
-            "otype": "HashGrid",
-            "n_levels": 16,
-            "n_features_per_level": 8,
-            "log2_hashmap_size": 20,
-            "base_resolution": 16,
-            "per_level_scale": math.exp(math.log(1024 / 16) / 15),
-            "interpolation": "Linear",
-        }
-        self.encoding = tinycudann.Encoding(2, config)
-        self.out_dim = 128
-
-    def forward(self, xy: Tensor) -> Tensor:
-        """[N, 2] in [0, 1] -> [N, 128]."""
-        features: Tensor = self.encoding(xy).float()
-        return features

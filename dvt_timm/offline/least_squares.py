@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from .grid_field import Basis, GridField
-from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorised, left_out
+from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorized, left_out
 from .solution import Decomposition, Views, collect, unexplained
 
-CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of smoothness="auto"
-HELD_OUT = 4  # views that choose among them
+CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # smoothness="auto" chooses among these
+HELD_OUT = 4  # as many views choose among them
 
 
 class _Sums:
@@ -45,12 +45,12 @@ class _Sums:
         self.power = 0.0  # squares of y, added up
 
     def add(self, batch: Views) -> None:
-        """Raises ValueError if a view has another grid or is not finite."""
+        """Add a batch; raise ValueError if a view has another grid or is not finite."""
         if batch.features.shape[1:] != self.grid:
             raise ValueError(
                 f"views must share one grid [h, w, C], got {list(self.grid)} and {list(batch.features.shape[1:])}"
             )
-        y = self._centred(batch.features.flatten(1, 2))
+        y = self._centered(batch.features.flatten(1, 2))
         means = y.mean(dim=1)
         bad = (~means.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if bad:
@@ -67,21 +67,21 @@ class _Sums:
         self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
         self.last = batch.features[-1].to(self.dtype, copy=True)  # [h, w, C]; a part would keep the whole batch
 
-    def _centred(self, features: Tensor) -> Tensor:  # [b, P, C]
-        """Less the reference, in memory that the next batch uses again: to get fresh memory takes longer."""
+    def _centered(self, features: Tensor) -> Tensor:  # [b, P, C]
+        """Take the reference off, in memory that the next batch uses again: to get fresh memory takes longer."""
         if self.scratch.shape != features.shape:
             self.scratch = self.field.new_empty(features.shape)
         return torch.sub(features, self.reference, out=self.scratch)
 
     @property
     def xy(self) -> Tensor:
-        """[V, P, 2]."""
+        """The places of all patches: [V, P, 2]."""
         return torch.cat(self.places)
 
 
 @dataclass(frozen=True)
 class PreparedSolver:
-    """The factorised system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
+    """The factorized system of one set of views, for any number of images; made by `LeastSquaresSolver.prepare`."""
 
     layout: Layout
     smoothness: float
@@ -217,7 +217,7 @@ class LeastSquaresSolver:
         return self._prepare(sums.xy, first.features.shape[1:3])._finish(sums)
 
     def prepare(self, xy: Tensor) -> PreparedSolver:
-        """Factorise once for all images that are seen through the same views.
+        """Factorize once for all images that are seen through the same views.
 
         Args:
             xy: [V, h, w, 2] in [0, 1], image frame, on the device of the features (`sample_views(...).xy`).
@@ -232,7 +232,7 @@ class LeastSquaresSolver:
         return self._prepare(xy.flatten(1, 2), xy.shape[1:3])
 
     def check_num_views(self, count: int) -> None:
-        """Raises ValueError if views, the whole image included, are too few for `smoothness="auto"`."""
+        """Raise ValueError if views, the whole image included, are too few for `smoothness="auto"`."""
         if self.smoothness == "auto" and count < HELD_OUT + 3:
             raise ValueError(
                 f'smoothness="auto" holds {HELD_OUT} views out and needs at least {HELD_OUT + 3}, got {count}; pass a '
@@ -240,7 +240,7 @@ class LeastSquaresSolver:
             )
 
     def _nodes(self, grid: tuple[int, ...]) -> tuple[int, int]:
-        """(R_y, R_x): with a whole density every patch centre of the whole image is a node, or midway between two."""
+        """Count the nodes: with a whole density every patch center of the whole image is one, or midway between two."""
         rows, columns = (max(2, math.ceil(self.density * patches) + 1) for patches in grid)
         return rows, columns
 
@@ -254,7 +254,7 @@ class LeastSquaresSolver:
         layout = Layout(xy, self._nodes(grid))
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
-            solve = conjugate_gradients(layout, value) if matrix is None else factorised(matrix, layout.nodes, value)
+            solve = conjugate_gradients(layout, value) if matrix is None else factorized(matrix, layout.nodes, value)
             yield PreparedSolver(layout, value, solve)
 
     def _fit_auto(self, views: Iterable[Views]) -> Decomposition:

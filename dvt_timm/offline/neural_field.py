@@ -1,7 +1,7 @@
 """Stage 1 as released: a neural field for F, a map for G, an MLP for h, fitted by Adam in two phases.
 
 arXiv 2401.02957, section 4.1; the numbers are the authors' script's. With prediction F + G in phase 1 (the first half
-of the steps) and F + G + stop_grad(h(y)) in phase 2, where G is frozen, each step minimises over random patches
+of the steps) and F + G + stop_grad(h(y)) in phase 2, where G is frozen, each step minimizes over random patches
 
     MSE(prediction, y) + 1 - mean cos(prediction, y)
     + [phase 2]  0.1 MSE(h(y), stop_grad(y - F - G)) + 0.02 mean |h(y)|
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ from tqdm import trange
 
 from .._util.schedule import warmed_up_cosine
 from .coords import places_in_image
-from .hash_grid import HashGrid, TinyCudaGrid
+from .hash_grid import HashGrid
 from .solution import Decomposition, Views, collect
 
-PEAK_RATE, LAST_RATE = 0.01, 0.001  # of Adam
+PEAK_RATE, LAST_RATE = 0.01, 0.001  # learning rates of Adam
 BETAS, EPSILON, WEIGHT_DECAY = (0.9, 0.99), 1e-15, 1e-5
 LOSS_SCALE = 1024  # the released code never divides it out again, which leaves 1/1024 of the weight decay and epsilon
 RESIDUAL_WEIGHT, SPARSITY_WEIGHT = 0.1, 0.02
@@ -34,9 +33,9 @@ RECORDED = 200  # points of the loss curve
 
 
 class NoiseModel(nn.Module):
-    """The parameters of F, G and h; an image's own."""
+    """The parameters of F, G and h for one image."""
 
-    def __init__(self, dim: int, grid: tuple[int, int], encoding: HashGrid | TinyCudaGrid) -> None:
+    def __init__(self, dim: int, grid: tuple[int, int], encoding: HashGrid) -> None:
         """dim: C; grid: (h, w)."""
         super().__init__()
         self.encoding = encoding
@@ -52,7 +51,7 @@ class NoiseModel(nn.Module):
         return features
 
     def artifact(self, xy: Tensor) -> Tensor:
-        """G: [N, 2] in [-1, 1], view frame, -1 and 1 at the centres of the outermost patches -> [N, C]."""
+        """G: [N, 2] in [-1, 1], view frame, -1 and 1 at the centers of the outermost patches -> [N, C]."""
         sampled = grid_sample(self.artifact_map, xy[None, None], mode="bilinear", align_corners=True)
         return sampled[0, :, 0].T
 
@@ -77,7 +76,7 @@ def losses(
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine."""
+    """The rate warms up linearly over a tenth of the steps, then falls in a cosine."""
     return warmed_up_cosine(step, num_steps, num_steps // 10, PEAK_RATE, LAST_RATE)
 
 
@@ -90,8 +89,7 @@ class NeuralFieldSolver:
     Attributes:
         num_steps: at least 10; the default is the authors' script's, the paper's text says 20,000.
         batch_size: patches per step, drawn with replacement from all views.
-        seed: of parameters and draws.
-        backend: of the hash encoding; tinycudann where it is installed, on CUDA.
+        seed: decides the initial parameters and the draws.
         progress: whether to show a bar on a terminal.
 
     Raises:
@@ -101,7 +99,6 @@ class NeuralFieldSolver:
     num_steps: int = 25_000
     batch_size: int = 2048
     seed: int = 0
-    backend: Literal["torch", "tinycudann"] = "torch"
     progress: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,8 +106,6 @@ class NeuralFieldSolver:
             raise ValueError(
                 f"num_steps must be at least 10 and batch_size 1, got {self.num_steps} and {self.batch_size}"
             )
-        if self.backend not in ("torch", "tinycudann"):
-            raise ValueError(f'backend must be "torch" or "tinycudann", got {self.backend!r}')
 
     def fit(self, views: Iterable[Views]) -> Decomposition:
         """Decompose an image; all its views are kept in memory, as float32.
@@ -120,7 +115,6 @@ class NeuralFieldSolver:
 
         Raises:
             ValueError: if there are fewer than two views, or features are not finite, or become so while fitting.
-            ImportError: if tinycudann is asked for and not installed.
         """
         data = collect(views)
         if len(data) < 2:
@@ -131,14 +125,13 @@ class NeuralFieldSolver:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(_cuda(device)):
             data = Views(data.features.clone(), data.xy.clone())  # tensors of inference mode know no gradients
             torch.manual_seed(self.seed)
-            encoding = HashGrid() if self.backend == "torch" else TinyCudaGrid()
             h, w, C = data.features.shape[1:]
-            model = NoiseModel(C, (h, w), encoding).to(device)
+            model = NoiseModel(C, (h, w), HashGrid()).to(device)
             curve = self._train(model, data)
         return self._decomposition(model, data, curve)
 
     def _train(self, model: NoiseModel, data: Views) -> list[dict[str, float]]:
-        """Fit in place; the loss curve."""
+        """Fit the model in place, and return the loss curve."""
         h, w, C = data.features.shape[1:]
         raw, xy = data.features.float().reshape(-1, C), data.xy.float().reshape(-1, 2)
         rows, columns = (torch.linspace(-1, 1, size, device=raw.device) for size in (h, w))

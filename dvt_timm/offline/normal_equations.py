@@ -4,7 +4,7 @@ In the least-squares sense, for all views v and patches p: B_vp F + G_p + o_v = 
 that G (a value per patch) and o (a value per view) are a balanced two-way layout: to eliminate both is to take the
 means over views and over patches off the rest. With Q for that projection, F solves
 
-    (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighbouring nodes, added up
+    (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighboring nodes, added up
 
 for all channels at once. The matrix depends on the places of the patches only. It cannot tell F + c from F, since G - c
 fits as well; the solution has mean 0.
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .grid_field import Basis, roughness_gradient
 
-DENSE_NODES = 8192  # more are solved by conjugate gradients
-CHUNK = 32  # channels of conjugate gradients at a time
-TOLERANCE, MAX_ITERATIONS = 1e-5, 1000  # of conjugate gradients: residual relative to the right-hand side
+DENSE_NODES = 8192  # above as many, conjugate gradients take over
+CHUNK = 32  # channels that conjugate gradients solve at a time
+TOLERANCE, MAX_ITERATIONS = 1e-5, 1000  # conjugate gradients stop at this residual, relative to the right-hand side
 
 Solve = Callable[[Tensor], Tensor]  # right-hand sides [K, C] -> F [K, C]
 
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def is_dense(self) -> bool:
-        """Whether to solve with a dense factor, which takes 8 K^2 bytes."""
+        """Whether a dense factor, which takes 8 K^2 bytes, solves it."""
         return self.num_nodes <= DENSE_NODES
 
     def _summed(self, row: Tensor, num_rows: int) -> Tensor:
@@ -67,7 +67,7 @@ def data_matrix(layout: Layout) -> Tensor:
     return matrix.addr_(total, total, alpha=1 / (V * P))
 
 
-def factorised(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Solve:
+def factorized(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Solve:
     """Solve with one Cholesky factor of `data_matrix`, which is left as it is."""
     system = matrix + matrix.diagonal().mean() / len(matrix)  # fixes the mean at 0
     flat, (rows, columns) = system.view(-1), nodes

@@ -1,4 +1,4 @@
-"""Stage 1 on many images, into a store; what `dvt-timm fit` does."""
+"""Stage 1 on many images, into a store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .._util.files import WEIGHTS_NAME, CommandError, sha256_of
+from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
 from ..manifest import published_variants
+from ..names import name_of
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
 from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, done_in, finish, writing
@@ -25,14 +26,14 @@ from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, don
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
 UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
-WAITING = timedelta(days=7)  # of a process for the others: images take unequal times
+WAITING = timedelta(days=7)  # how long a process waits for the others: images take unequal times
 
 
 class Team:
     """The processes that share the work: one, or those that `accelerate launch` started.
 
     Raises:
-        CommandError: if there are several and accelerate is not installed.
+        ImportError: if there are several and accelerate is not installed.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -42,22 +43,22 @@ class Team:
             try:
                 from accelerate import PartialState
             except ImportError as error:
-                raise CommandError("several processes need accelerate; pip install accelerate") from error
+                raise ImportError("several processes need accelerate; pip install 'dvt-timm[train]'") from error
             self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
             self.rank, self.size = self._state.process_index, self._state.num_processes
 
     @property
     def device(self) -> str | None:
-        """This process's own, None where it is alone."""
+        """The device of this process, None where it is alone."""
         return None if self._state is None else str(self._state.device)
 
     def wait(self) -> None:
-        """For all the others."""
+        """Wait for all the others."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
     def gather(self, values: dict[str, str]) -> dict[str, str]:
-        """What all have, in all of them."""
+        """Give every process what all of them have."""
         if self._state is None:
             return values
         from accelerate.utils import gather_object
@@ -82,7 +83,7 @@ def fit_store(
     Args:
         fitter: model, views and solver.
         images: files; one of the same content as another is taken once.
-        folder: of the store, made if it does not exist.
+        folder: the store's, made if it does not exist.
         half: keep float16 rather than float32.
         shard_bytes: a shard is closed once it is as large.
         team: the processes that share the work, this one alone by default.
@@ -94,7 +95,9 @@ def fit_store(
         Images that were skipped, and why.
 
     Raises:
-        CommandError: if the store cannot be written, has other settings, or is being written to by another run.
+        RunError: if the folder holds other things, a store of other settings, or a damaged one.
+        BlockingIOError: if another run is writing to it.
+        OSError: if it cannot be written.
     """
     team, folder = team or Team(), Path(folder)
     failures: dict[str, str] = {}
@@ -109,7 +112,7 @@ def fit_store(
             stack.enter_context(writing(folder, settings_of(fitter, half)))
         team.wait()
         done = done_in(folder)
-        team.wait()  # until all have seen the same, before anything is added
+        team.wait()  # all have seen the same before anything is added
         todo = _unique(map(Path, images), done, skip if team.rank == 0 else lambda *_: None)
         writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
@@ -134,11 +137,11 @@ def fit_store(
 
 
 def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
-    """What two runs into one store must agree on."""
+    """The settings on which two runs into one store must agree."""
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": FORMAT,
-        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
+        "model": name_of(cfg),
         "weights_sha256": fingerprint(fitter.model),
         **_weights_file(fitter.model),
         "stride": list(fitter.model.patch_embed.proj.stride),
@@ -162,7 +165,7 @@ def _weights_file(model: Any) -> dict[str, str]:
 
 
 def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:
-    """SHA-256 of the backbone's weights, whatever head it wears; `skipped`: how names of others begin."""
+    """The SHA-256 of a backbone's weights; tensors whose names begin with `skipped` do not count."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(skipped):
@@ -195,12 +198,13 @@ def _decompose(fitter: ImageFitter, path: Path, sha256: str) -> tuple[Image.Imag
 
 
 def seed_of(sha256: str) -> int:
-    """What an image's own draws start from, whatever its name."""
+    """The seed of an image's own draws, which its content decides and its name does not."""
     return int(sha256[:16], 16)
 
 
 def _stored(path: Path, features: torch.Tensor, half: bool) -> torch.Tensor:
     stored = features.half() if half else features.float()
     if not bool(stored.isfinite().all()):
-        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights" + (", or leave --half" * half))
+        out = ", or pass half=False" if half else ""
+        raise ImageError(f"{path}: features hold NaN or Inf; check the model's weights{out}")
     return stored

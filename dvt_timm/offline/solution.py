@@ -9,7 +9,7 @@ Letters: V views, h x w patches, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Views:
         return len(self.features)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decomposition:
     """One image's features, taken apart.
 
@@ -72,12 +72,16 @@ class Decomposition:
     semantics: Tensor
     artifact: Tensor
     residual: Tensor
-    stats: dict[str, Any] = field(repr=False)
-    semantics_at: Callable[[Tensor], Tensor] = field(repr=False)
+    stats: dict[str, Any]
+    semantics_at: Callable[[Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        solver, num_views = (self.stats.get(name) for name in ("solver", "num_views"))
+        return f"Decomposition({list(self.raw.shape)}, solver={solver!r}, num_views={num_views})"
 
 
 def collect(views: Iterable[Views]) -> Views:
-    """All batches in one.
+    """Join all batches into one.
 
     Raises:
         ValueError: if there is none, or their shapes differ.
@@ -89,10 +93,10 @@ def collect(views: Iterable[Views]) -> Views:
 
 
 def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
-    """How much of views that took no part in the fit F + G leaves over.
+    """Measure what F + G leaves over of views that took no part in the fit.
 
     Args:
-        solution: of another set of views of the same image.
+        solution: the decomposition that other views of the same image gave.
         views: batches of views with its grid.
 
     Returns:
@@ -112,6 +116,6 @@ def unexplained(solution: Decomposition, views: Iterable[Views]) -> Tensor:
         features = batch.features.to(solution.artifact)
         error = features - solution.semantics_at(batch.xy) - solution.artifact
         for i, values in enumerate((error, features)):
-            centred = values - values.mean(dim=(1, 2), keepdim=True)
-            sums[..., i] += centred.double().square().sum(dim=(0, 3)).cpu()
+            centered = values - values.mean(dim=(1, 2), keepdim=True)
+            sums[..., i] += centered.double().square().sum(dim=(0, 3)).cpu()
     return sums

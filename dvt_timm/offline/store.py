@@ -1,4 +1,4 @@
-"""Many images -> a store of raw and clean features on disk, and back.
+"""A store of many images' raw and clean features on disk: writing it, and reading it.
 
 A store is a folder:
 - `store.json`: the settings; a run with others is refused.
@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._util.files import CommandError, alone_in, check_settings, read_json, remove_scratch, replacing, write_json
+from .._util.errors import RunError
+from .._util.files import alone_in, read_json, remove_scratch, replacing, write_json
 from .._util.images import printable
 from .._version import __version__
 
@@ -41,10 +42,10 @@ SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
 class Entry:
     """One image of a store."""
 
-    sha256: str  # of the image file
+    sha256: str  # the image file's
     image: str  # its path, as given
-    stats: dict[str, Any]  # of the solver
-    file: Path  # that holds its maps
+    stats: dict[str, Any]  # the solver's figures
+    file: Path  # where its maps are
 
 
 class FeatureStore:
@@ -53,7 +54,7 @@ class FeatureStore:
     Files are mapped into memory and only what is asked for is read. It may be sent to other processes (data workers).
 
     Attributes:
-        folder: of the store.
+        folder: where the store lies.
         settings: model, views and solver that its features come from.
         entries: for each image its SHA-256, its path as given (`entries[i].image`) and the solver's figures.
     """
@@ -71,8 +72,14 @@ class FeatureStore:
 
     @property
     def num_pairs(self) -> int:
-        """Of each image: its own and those of views."""
+        """How many pairs each image has: its own, and one of each of some views."""
         return 1 + int(self.settings.get("view_pairs", 0))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, C) of the first image's maps; those of others may have another h and w."""
+        h, w, C = self.raw(0).shape
+        return h, w, C
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """(raw, target) to train on, of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
@@ -106,7 +113,7 @@ class FeatureStore:
             try:
                 self._files[entry.file] = _open(entry.file)
             except FileNotFoundError as error:
-                raise ValueError(f"{entry.file} is gone; `dvt-timm fit` computes its images again") from error
+                raise RunError(f"{entry.file} is gone; `fit_store` computes its images again") from error
         file, key = self._files[entry.file], f"{entry.sha256}.{part}"
         tensor: Tensor = file.get_tensor(key) if row is None else file.get_slice(key)[row]
         return tensor
@@ -116,25 +123,26 @@ class FeatureStore:
 
 
 def check_pair(k: int, num_pairs: int) -> None:
-    """IndexError unless an image has a pair k."""
+    """Raise IndexError unless an image has a pair k."""
     if not 0 <= k < num_pairs:
-        raise IndexError(f"pair must be 0..{num_pairs - 1}, got {k}; --view-pairs N makes more")
+        raise IndexError(f"pair must be 0..{num_pairs - 1}, got {k}; fit with a larger view_pairs for more")
 
 
 def open_store(folder: str | Path) -> FeatureStore:
     """The images of a store, finished or not, in the order of their paths.
 
     Raises:
-        ValueError: if the folder holds no store, or one of its files is damaged.
+        ValueError: if the folder holds no store.
+        RunError: if one of its files is damaged.
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `dvt-timm fit` writes one")
+        raise ValueError(f"{folder} holds no feature store (no {SETTINGS}); `fit_store` writes one")
     settings = read_json(folder / SETTINGS)
     if settings.get("format") != FORMAT:
         raise ValueError(
             f"{folder} is a store of format {settings.get('format')}, and this version reads {FORMAT}; "
-            "`dvt-timm fit` makes it anew in another folder"
+            "`fit_store` makes it anew in another folder"
         )
     entries = {entry.sha256: entry for entry in _entries_in(folder)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
@@ -142,17 +150,17 @@ def open_store(folder: str | Path) -> FeatureStore:
 
 @dataclass
 class StoreWriter:
-    """One process's side of a store that is being filled; several may write at once."""
+    """Fills a store for one process; several may write at once."""
 
     folder: Path
     shard_bytes: int = SHARD_BYTES
-    _pending: list[Path] = field(default_factory=list)  # of this process
+    _pending: list[Path] = field(default_factory=list)  # what this process has finished
 
     def add(self, sha256: str, image: Path, maps: dict[str, Tensor], stats: dict[str, Any]) -> None:
         """Keep one image's maps, named as in a shard; closes a shard when it is full.
 
         Raises:
-            CommandError: if they cannot be written.
+            OSError: if they cannot be written.
         """
         maps = {f"{sha256}.{part}": features.contiguous().cpu() for part, features in maps.items()}
         record = {sha256: {"image": printable(image), "stats": stats}}
@@ -177,11 +185,11 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Make a store, or take an unfinished one up, for this run alone.
 
     Raises:
-        CommandError: if the folder cannot be written or holds a store of other settings, or if another run is writing
-            to it.
+        RunError: if the folder holds other things, a store of other settings, or a damaged one.
+        BlockingIOError: if another run is writing to it.
+        OSError: if it cannot be written.
     """
-    with alone_in(folder, kept="finished images"):
-        _check_settings(folder, settings)
+    with alone_in(folder, SETTINGS, settings, own_files=OWN_FILES, kept="finished images"):
         (folder / PENDING).mkdir(exist_ok=True)
         _tidy(folder)
         yield
@@ -202,12 +210,9 @@ def done_in(folder: Path) -> set[str]:
     """The SHA-256 of every image that a store holds.
 
     Raises:
-        CommandError: if one of its files is damaged.
+        RunError: if one of its files is damaged.
     """
-    try:
-        return {entry.sha256 for entry in _entries_in(folder)}
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    return {entry.sha256 for entry in _entries_in(folder)}
 
 
 def _entries_in(folder: Path) -> list[Entry]:
@@ -230,9 +235,7 @@ def _open(file: Path) -> Any:
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged: {error}; delete it, and `dvt-timm fit` computes its images again"
-        ) from error
+        raise RunError(f"{file} is damaged: {error}; delete it, and `fit_store` computes its images again") from error
 
 
 def _entries_of(file: Path) -> list[Entry]:
@@ -245,7 +248,7 @@ def _entries_of(file: Path) -> list[Entry]:
         records = json.loads(metadata["images"])
         return [Entry(sha256, record["image"], record["stats"], file) for sha256, record in records.items()]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no part of a feature store; move it elsewhere") from error
+        raise RunError(f"{file} is no part of a feature store; move it elsewhere") from error
 
 
 def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> None:
@@ -253,14 +256,12 @@ def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> No
     try:
         with replacing(target) as path:
             save_file(maps, path, metadata)
-    except (OSError, SafetensorError) as error:
-        raise CommandError(
-            f"cannot write {target}: {error}; make room and run the same again, finished images are kept"
-        ) from error
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{target}: {error}") from error
 
 
 def _merge(folder: Path, files: list[Path]) -> None:
-    """Pending files -> one shard; those that are in it are removed after it is written."""
+    """Put pending files into one shard, and remove them once it is written."""
     if not files:
         return
     maps: dict[str, Tensor] = {}
@@ -275,19 +276,7 @@ def _merge(folder: Path, files: list[Path]) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a killed run left half written, and pending files that a shard holds already."""
-    for place in (folder, folder / PENDING):
-        remove_scratch(place, OWN_FILES)
-    try:
-        in_shards = [entry.sha256 for file in _shards_of(folder) for entry in _entries_of(file)]
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    for sha256 in in_shards:
-        (folder / PENDING / f"{sha256}.safetensors").unlink(missing_ok=True)
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new store, compare those of an old one."""
-    if _shards_of(folder) and not (folder / SETTINGS).exists():
-        raise CommandError(f"{folder} holds shards but no {SETTINGS}; choose another --out")
-    check_settings(folder / SETTINGS, settings)
+    """Remove pending files that a killed run left half written, and those that a shard holds already."""
+    remove_scratch(folder / PENDING, OWN_FILES)
+    for entry in [entry for file in _shards_of(folder) for entry in _entries_of(file)]:  # all are read before any goes
+        (folder / PENDING / f"{entry.sha256}.safetensors").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One image -> features of many views of it.
+"""Features of many views of an image.
 
 Letters: V views, h x w patches, C channels, H x W pixels.
 """
@@ -33,7 +33,7 @@ Kind = Literal["jitter", "crops"]
 DEFAULT_VIEWS = {"jitter": 24, "crops": 768}
 
 ZOOM = (0.6, 1.25)  # jitter: side of the window, relative to the image's
-SHIFT = 0.25  # jitter: the window's centre is off the image's by up to this share of the image
+SHIFT = 0.25  # jitter: the window's center is off the image's by up to this share of the image
 CROP_AREA = (0.1, 0.5)  # crops: share of the image's area (the authors' script)
 CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels of the squeezed image
 
@@ -55,7 +55,7 @@ class ViewStream:
 
     @property
     def num_views(self) -> int:
-        """V, the whole image included."""
+        """How many views there are (V), the whole image included."""
         return len(self.windows)
 
     def __iter__(self) -> Iterator[Views]:
@@ -68,7 +68,7 @@ class ViewStream:
                 bar.update(len(pixels))
 
     def _batches(self) -> Iterator[Tensor]:  # uint8 [b, H, W, 3]
-        """Pixels of the views; threads make the next batch while one is in use."""
+        """Make the pixels of the views; threads make the next batch while one is in use."""
         view = partial(self._view, *_mirrored(self.image, self.windows))
         views = made_ahead(view, range(self.num_views), threads=None, most=2 * self.batch_size)
         while batch := list(islice(views, self.batch_size)):
@@ -112,7 +112,7 @@ def sample_views(
 ) -> ViewStream:
     """Views of an image, and the model's features of each, computed while one iterates.
 
-    `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its centre by up to a quarter, half of
+    `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its center by up to a quarter, half of
     them mirrored; beyond its border the image is reflected. They keep the context that features depend on. The windows
     are spread evenly (a Sobol sequence).
     `crops`: those of the paper, 0.1 to 0.5 of the area, width / height 3/4 to 4/3, half of them mirrored.
@@ -121,15 +121,15 @@ def sample_views(
 
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode; of a denoised one the raw features are read.
-        image: of any mode, or the path of one; converted to RGB, upright as its EXIF orientation says.
+        image: an image of any mode, or the path of one; converted to RGB, upright as its EXIF orientation says.
         num_views: besides the whole image, which comes last; 24 (jitter) or 768 (crops) by default.
-        kind: of the views.
-        seed: of the windows.
+        kind: which views to take, as above.
+        seed: decides which windows are drawn.
         layer: block whose output is read, through the model's final norm; -1 for the last one.
-        size: of every view in pixels, at least two patches, rounded to whole ones: both sides, or with `keep_aspect`
-            the shorter one. By default the size that the model was built for.
+        size: pixels of both sides of every view, or with `keep_aspect` of the shorter one; at least two patches,
+            rounded to whole ones. By default the size that the model was built for.
         keep_aspect: give views the image's aspect ratio, rather than squeeze it to the model's.
-        edge_to_edge: place the outermost patches on a view's border, half a patch outside their centres, as the
+        edge_to_edge: place the outermost patches on a view's border, half a patch outside their centers, as the
             released code does.
         batch_size: views per forward pass.
         autocast: dtype of the forward passes; bfloat16 on CUDA and float32 elsewhere by default.
@@ -154,7 +154,7 @@ def sample_views(
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
     windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
-    places = grid.edge_to_edge() if edge_to_edge else grid.centres()
+    places = grid.edge_to_edge() if edge_to_edge else grid.centers()
     return ViewStream(
         model=model,
         image=image,
@@ -170,13 +170,13 @@ def sample_views(
 
 
 def features_device(model: Any) -> torch.device:
-    """The model's own, but the CPU for one that knows no float64."""
+    """The model's own device, but the CPU for a device that knows no float64."""
     device: torch.device = model.patch_embed.proj.weight.device
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def default_autocast(model: Any) -> torch.dtype:
-    """Of the forward passes where none is asked for."""
+    """The dtype of the forward passes where none is asked for."""
     return torch.bfloat16 if features_device(model).type == "cuda" else torch.float32
 
 
@@ -193,10 +193,10 @@ def sample_windows(
 
     Args:
         num_views: V - 1.
-        kind: as in `sample_views`.
-        seed: of the draw.
+        kind: what `sample_views` takes.
+        seed: decides the draw.
         size: (H, W) of the views in pixels; crops keep to their aspect ratio in them.
-        zoom, shift: of jitter.
+        zoom, shift: the ranges of jitter.
         low_discrepancy: whether the windows are spread evenly (a scrambled Sobol sequence) rather than drawn one by
             one; by default those of jitter are, those of the released crops are not.
 
@@ -208,23 +208,23 @@ def sample_windows(
     else:
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(num_views, 5, generator=generator, dtype=torch.float64)
-    centre, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
-    boxes = torch.cat([torch.cat([centre - half, centre + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
+    center, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
+    boxes = torch.cat([torch.cat([center - half, center + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
     return Windows(boxes, torch.cat([draws[:, 4] < 0.5, torch.tensor([False])]))
 
 
 def _jitter(draws: Tensor, zoom: tuple[float, float], shift: float) -> tuple[Tensor, Tensor]:
     side = zoom[0] * (zoom[1] / zoom[0]) ** draws[:, :1]
-    centre = 0.5 + shift * (2 * draws[:, 1:3] - 1)
-    return centre, (side / 2).expand(-1, 2)
+    center = 0.5 + shift * (2 * draws[:, 1:3] - 1)
+    return center, (side / 2).expand(-1, 2)
 
 
 def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, :1]
     aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** draws[:, 1:2] * size[0] / size[1]
     sides = torch.cat([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp(max=1)
-    centre = sides / 2 + (1 - sides) * draws[:, 2:4]
-    return centre, sides / 2
+    center = sides / 2 + (1 - sides) * draws[:, 2:4]
+    return center, sides / 2
 
 
 def check_arguments(
@@ -236,7 +236,7 @@ def check_arguments(
     batch_size: int = 1,
     **_: Any,
 ) -> None:
-    """Raises as `sample_views` does, whatever the image."""
+    """Raise what `sample_views` raises whatever the image."""
     if not isinstance(model, VisionTransformer | Eva):
         raise TypeError(f"views are taken through a timm VisionTransformer or Eva, got {type(model).__name__}")
     if not isinstance(model.patch_embed, PatchEmbed):
@@ -261,7 +261,7 @@ def check_arguments(
 
 
 def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:
-    """(H, W) in pixels that images of any shape are brought to: `size` or the model's own, in whole patches."""
+    """The size (H, W) in pixels that images of any shape are squeezed to, in whole patches; by default the model's."""
     embed = model.patch_embed
     if size is None:
         height, width = (side // patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True))

@@ -1,8 +1,8 @@
-"""Stages 2 and 3 of Denoising Vision Transformers: train a denoiser head, distil it into its backbone.
+"""Stages 2 and 3 of Denoising Vision Transformers: train a denoiser head, distill it into its backbone.
 
     dvt-timm fit PHOTOS --model NAME --out STORE
     dvt-timm train --store STORE --out RUN
-    dvt-timm distil --base NAME --denoiser RUN --images PHOTOS --out RUN2
+    dvt-timm distill --base NAME --denoiser RUN --images PHOTOS --out RUN2
 
 Needs the extra `train`.
 """

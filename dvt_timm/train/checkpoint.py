@@ -1,4 +1,4 @@
-"""The state of a run on disk, whole or not at all: weights, optimiser, step; read without running any code of it."""
+"""A run's state on disk (weights, optimizer, step): written whole or not at all, read without running code of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .._util.files import CommandError, replacing
+from .._util.errors import RunError
+from .._util.files import replacing
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
 
@@ -17,27 +18,25 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace a checkpoint.
 
     Raises:
-        CommandError: if it cannot be written; the one before stays.
+        OSError: if it cannot be written; the one before stays.
     """
     try:
         with replacing(path) as scratch:
             torch.save(state, scratch)
-    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-        raise CommandError(
-            f"cannot write {path}: {error}; the checkpoint before it is kept: make room and run the same again"
-        ) from error
+    except RuntimeError as error:  # a full disk, for one
+        raise OSError(f"{path}: {error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state of a run, None if it has none yet.
+    """Read the state of a run, None if it has none yet.
 
     Raises:
-        CommandError: if the file is damaged.
+        RunError: if the file is damaged.
     """
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CommandError(f"{path} is damaged ({type(error).__name__}); remove it to begin anew") from error
+        raise RunError(f"{path} is damaged ({type(error).__name__}); remove it to begin anew") from error
     return state

@@ -27,9 +27,9 @@ class TrainConfig:
         accumulation: batches, one after the other, that make up a step.
         lr: peak of the learning rate; None for 2e-4 * sqrt(batch_size / 256).
         warmup: share of the steps over which the learning rate rises, 0 <= warmup < 1.
-        weight_decay: of AdamW.
-        precision: of forward and backward passes; weights and loss are float32.
-        seed: of initial weights, order of samples, flips.
+        weight_decay: AdamW's.
+        precision: what forward and backward passes run in; weights and loss are float32.
+        seed: decides the initial weights, the order of samples and the flips.
         workers: threads of each process that read samples ahead, each a batch; 0 for none. None for one where the CPU
             trains, which has other things to do, and four elsewhere.
         held_out: samples kept from training for evaluation; None for a twentieth, at most 64.
@@ -90,7 +90,7 @@ class Preset:
     epochs: int | None = None
 
     def config(self, num_samples: int, **given: Any) -> TrainConfig:
-        """For a number of samples; what is given takes the place of the recipe's."""
+        """The numbers for so many samples; what is given takes the place of the recipe's."""
         batch_size = given.get("batch_size", self.batch_size)
         steps = self.steps or max((self.epochs or 1) * num_samples // batch_size, 1)
         return replace(TrainConfig(steps=steps, batch_size=batch_size), **given)
@@ -98,10 +98,10 @@ class Preset:
 
 TRAIN_PRESETS = {
     "released": Preset(batch_size=128, steps=50_000),  # the authors' script: 16 pairs on each of 8 GPUs
-    "paper": Preset(batch_size=64, epochs=10),  # section 5: of 10,000 VOC images
-    "quick": Preset(batch_size=8, steps=2_000),  # to see that all is well
+    "paper": Preset(batch_size=64, epochs=10),  # section 5, with 10,000 VOC images
+    "quick": Preset(batch_size=8, steps=2_000),  # shows that all is well
 }
-DISTIL_PRESETS = {
-    "paper": Preset(batch_size=512, epochs=5),  # of ImageNet-1k, 64 images on each of 8 GPUs
+DISTILL_PRESETS = {
+    "paper": Preset(batch_size=512, epochs=5),  # ImageNet-1k, 64 images on each of 8 GPUs
     "quick": Preset(batch_size=8, steps=2_000),
 }

@@ -1,4 +1,4 @@
-"""What stages 2 and 3 read: pairs of features from a store or solved on the fly, images; and in which order."""
+"""What stages 2 and 3 read, and in which order: pairs of features from a store or solved on the fly, and images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .._util.files import sha256_of
@@ -20,8 +21,8 @@ from ..offline.run import seed_of, settings_of
 from ..offline.store import check_pair
 
 Sample = Any  # a tensor, or a tuple of tensors
-Draw = Callable[[int, torch.Generator], Sample]  # of the sample of an index, as training sees it
-MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # at most, and one in so many
+Draw = Callable[[int, torch.Generator], Sample]  # index -> its sample as training sees it
+MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # one in 20 samples is held out, at most 64
 
 
 class Samples(Protocol):
@@ -45,7 +46,7 @@ class OnlinePairs:
 
     def __init__(self, paths: Sequence[str | PathLike[str]], fitter: ImageFitter) -> None:
         self.paths, self.fitter = list(map(Path, paths)), fitter
-        self.settings = settings_of(fitter, half=False)  # as a store of them would have
+        self.settings = settings_of(fitter, half=False)  # a store of them would have the same
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,23 +57,32 @@ class OnlinePairs:
 
     @property
     def num_pairs(self) -> int:
-        """As `FeatureStore.num_pairs`."""
+        """What `FeatureStore.num_pairs` says of a store."""
         return 1 + self.fitter.view_pairs
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What `FeatureStore.shape` says of a store; nothing is solved for it."""
+        xy = self.fitter.views_of(self._image(0)).xy  # [V, h, w, 2]
+        return xy.shape[1], xy.shape[2], self.fitter.model.embed_dim
+
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """As `FeatureStore.pair`."""
+        """What `FeatureStore.pair` gives from a store."""
         check_pair(k, self.num_pairs)
         _, pairs = self._fitted(i)
         return pairs.raw[k].float(), pairs.clean[k].float()
 
     def _fitted(self, i: int) -> tuple[Decomposition, ViewPairs]:
-        path = self.paths[i]
-        image = read_image(path)
-        check_aspect(path, image)
+        path, image = self.paths[i], self._image(i)
         try:
             return self.fitter.with_pairs(image, seed_of(sha256_of(path)))
         except (RuntimeError, ValueError) as error:
             raise ImageError(f"{path}: {error}") from error
+
+    def _image(self, i: int) -> Image.Image:
+        image = read_image(self.paths[i])
+        check_aspect(self.paths[i], image)
+        return image
 
     def path(self, i: int) -> Path:
         """The image file of pair i."""
@@ -80,7 +90,7 @@ class OnlinePairs:
 
 
 class Images:
-    """Images [3, H, W], squeezed to one size as in stage 1, normalised.
+    """Images [3, H, W], squeezed to one size as in stage 1, normalized.
 
     Raises:
         ImageError: when an image is asked for that cannot be read.
@@ -106,7 +116,7 @@ class Images:
 
 
 def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int], list[int]]:
-    """(indices to train on, indices held out), drawn at random.
+    """Draw at random the indices to train on, and those to hold out.
 
     Raises:
         ValueError: if nothing is left to train on.
@@ -121,7 +131,7 @@ def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int],
 
 
 class Stream:
-    """Samples gone through again and again, each time in another order; what is at a position is always the same.
+    """Goes through samples again and again, each time in another order; a position always holds the same sample.
 
     Several threads may read it at once if they may read the samples.
     """
@@ -147,7 +157,7 @@ def positions(
 
     Args:
         first, last: steps, the latter not included.
-        batch_size: of all processes and accumulated batches.
+        batch_size: samples of one step, over all processes and accumulated batches.
     """
     size = batch_size // (accumulation * num_ranks)
     for step in range(first, last):
@@ -157,9 +167,9 @@ def positions(
 
 
 def batches(stream: Stream, places: Iterable[range], workers: int, pin_memory: bool) -> Iterator[Sample]:
-    """The stream's batches, in order; as many threads as there are workers make as many ahead.
+    """Give the stream's batches in order; each worker is a thread that makes one ahead.
 
-    Threads, since reading is copying and decoding, which need no interpreter: other processes would copy once more.
+    They are threads since reading is copying and decoding, which need no interpreter: processes would copy once more.
     """
 
     def batch(of: range) -> Sample:
@@ -169,7 +179,7 @@ def batches(stream: Stream, places: Iterable[range], workers: int, pin_memory: b
 
 
 def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
-    """Stack samples, part by part; in page-locked memory on demand, if they lie on the CPU.
+    """Stack samples, part by part; `pin_memory` puts those on the CPU into page-locked memory.
 
     Raises:
         ValueError: if their shapes differ.
@@ -178,7 +188,7 @@ def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
         return tuple(collate(parts, pin_memory) for parts in zip(*samples, strict=True))
     shapes = sorted({tuple(sample.shape) for sample in samples})
     if len(shapes) > 1:
-        raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit without --keep-aspect")
+        raise ValueError(f"the samples of a batch must have one shape, got {shapes}; fit with keep_aspect=False")
     if not (pin_memory and samples[0].device.type == "cpu"):
         return torch.stack(list(samples))
     stacked = torch.empty((len(samples), *shapes[0]), dtype=samples[0].dtype, pin_memory=True)
@@ -186,12 +196,12 @@ def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
 
 
 def digest_of(names: Iterable[object]) -> str:
-    """SHA-256 of a list of names."""
+    """The SHA-256 of a list of names."""
     return hashlib.sha256("\n".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of its own for every combination of whole numbers."""
+    """Make a seed of its own for every combination of whole numbers."""
     seed = 0
     for number in numbers:
         seed = (seed * 0x9E3779B97F4A7C15 + number + 1) & (2**63 - 1)

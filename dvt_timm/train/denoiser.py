@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from .._util.files import CommandError
 from ..checkpoints.heads import save_head
 from ..head import DenoiserHead
 from ..names import backbone_of, full_name, plain_model
@@ -27,13 +26,12 @@ class DenoiserStage:
         base: timm name of the backbone whose features they are.
         validation: pairs of other images to measure on; by default some of `samples` are held out.
         initial: a head to start from, which is left as it is; by default a new one.
-        num_blocks: of a new head.
-        seed: of its weights.
+        num_blocks: blocks of a new head.
+        seed: decides its weights.
 
     Raises:
-        CommandError: if there are no samples, or they are of another backbone or another block than the last, or
-            the initial head is of another width.
-        ValueError: if timm knows no ViT `base`.
+        ValueError: if timm knows no ViT `base`; if there are no samples, or they are of another backbone or another
+            block than the last; if the initial head is of another width.
     """
 
     def __init__(
@@ -56,18 +54,18 @@ class DenoiserStage:
             _check_alike(samples.settings, validation.settings)
         if initial is None:
             torch.manual_seed(seed)
-            self.module = DenoiserHead(plain.embed_dim, samples[0][0].shape[:2], num_blocks)
+            self.module = DenoiserHead(plain.embed_dim, samples.shape[:2], num_blocks)
         elif initial.dim == plain.embed_dim:
             self.module = copy.deepcopy(initial).requires_grad_(True)
         else:
-            raise CommandError(
-                f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; name another"
+            raise ValueError(
+                f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; pass another"
             )
         self._initial = None if initial is None else fingerprint(initial, skipped=())
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
+        """The settings on which two runs into one folder must agree, besides their numbers."""
         return {
             "stage": 2,
             "base": self.base,
@@ -83,43 +81,41 @@ class DenoiserStage:
         }
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """One of the pairs of image i."""
+        """Draw one of the pairs of image i."""
         return self.samples.pair(i, int(torch.randint(self.samples.num_pairs, (), generator=generator)))
 
     def batch(self, sample: Sample) -> Batch:
-        """Of pairs (raw, clean) [B, h, w, C]."""
+        """Make a batch of pairs (raw, clean) [B, h, w, C]."""
         raw, clean = map(at_least_float32, sample)
         return Batch(raw, raw, clean)
 
     def save(self, module: Any, folder: Path) -> None:
-        """As `save_head`."""
+        """Write the head with `save_head`."""
         own_weights = self.samples.settings.get("weights_file_sha256")
         save_head(module, folder, base=self.base, stride=self.stride, base_sha256=own_weights)
 
 
 def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> None:
-    """Raises CommandError if they are no features of that model."""
+    """Raise ValueError if they are no features of that model."""
     if not len(pairs):
-        raise CommandError("there is no image to train on; fill the store with `dvt-timm fit`, or name images")
+        raise ValueError("there is no image to train on; fill the store with `fit_store`, or pass images")
     made_of, layer = backbone_of(pairs.settings["model"]), pairs.settings["views"]["layer"]
     if made_of != base:
-        raise CommandError(f"these are features of {made_of}, not of {base}; name that as --base, or fit another store")
+        raise ValueError(f"these are features of {made_of}, not of {base}; pass that as base, or fit another store")
     if layer not in (-1, len(plain.blocks) - 1):
-        raise CommandError(
-            f"these are features of block {layer}, and a head denoises the last one's; leave --layer out"
-        )
-    width = pairs[0][0].shape[-1]
+        raise ValueError(f"these are features of block {layer}, and a head denoises the last one's; fit with layer=-1")
+    width = pairs.shape[-1]
     if width != plain.embed_dim:
-        raise CommandError(
-            f"the features are {width} channels wide, {base} has {plain.embed_dim}; name the base they are of"
+        raise ValueError(
+            f"the features are {width} channels wide, {base} has {plain.embed_dim}; pass the base they are of"
         )
 
 
 def _check_alike(settings: dict[str, Any], validation: dict[str, Any]) -> None:
-    """Raises CommandError if the features to measure on are not of the model, or of the stride, that is trained for."""
+    """Raise ValueError if the features to measure on are not of the model, or of the stride, that is trained for."""
     for key in ("weights_sha256", "stride"):
         if settings[key] != validation[key]:
-            raise CommandError(
+            raise ValueError(
                 f"{key} of the validation features is {validation[key]}, of those to train on {settings[key]}; fit the "
                 "store with the same model"
             )

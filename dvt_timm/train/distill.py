@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._util.files import CommandError
 from .._util.images import preprocessing_of
 from ..checkpoints.models import save_model
 from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates, undenoise
-from ..names import backbone_of, full_name
+from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
 from .data import Images, Sample, digest_of
@@ -23,7 +22,7 @@ from .loss import at_least_float32
 from .stage import Batch
 
 DISTILLED = "distilled"  # ends the tag of what is trained: with the base's own, a head would be put on it
-LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # of a classifier, which patch features do not reach
+LABEL_PARTS = ("head", "fc_norm", "attn_pool")  # a classifier's, which patch features do not reach
 
 
 class PatchFeatures(nn.Module):
@@ -44,15 +43,15 @@ class DistillStage:
 
     Args:
         teacher: a denoised model with its weights.
-        paths: of images.
+        paths: image files.
         base: timm name of the teacher's backbone, where its own tag is none of timm's.
         size: pixels of both sides that images are squeezed to, rounded to whole patches; the model's own by default.
         grad_checkpointing: keep less for the backward pass, and compute it again.
-        device: of the teacher.
+        device: where the teacher runs.
 
     Raises:
-        CommandError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture.
-        ValueError: if the teacher takes images of another size only.
+        ValueError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture; if the
+            teacher takes images of another size only.
     """
 
     workers = True
@@ -84,7 +83,7 @@ class DistillStage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
+        """The settings on which two runs into one folder must agree, besides their numbers."""
         return {
             "stage": 3,
             "base": self.base,
@@ -95,33 +94,28 @@ class DistillStage:
         }
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """Image i, mirrored half of the time."""
+        """Read image i, mirrored half of the time."""
         pixels = self.samples[i]
         return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
 
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:
-        """Of images [B, 3, H, W]."""
+        """Make a batch of images [B, 3, H, W]."""
         raw = plain_intermediates(self.teacher, sample, -1).permute(0, 2, 3, 1)
         return Batch(sample, at_least_float32(raw), at_least_float32(self.teacher.denoiser(raw)))
 
     def save(self, module: Any, folder: Path) -> None:
-        """As `save_model`."""
+        """Write the student with `save_model`."""
         save_model(module.vit, folder, base=self.base)
 
 
 def _base_of(teacher: Any, base: str | None) -> str:
-    arch, tag = (teacher.pretrained_cfg.get(key) for key in ("architecture", "tag"))
-    own = f"{arch}.{tag}" if tag else arch
     try:
-        return full_name(backbone_of(own))
+        return full_name(backbone_of(name_of(teacher)))
     except ValueError as error:
         if base is None:
-            raise CommandError(f"the teacher's backbone: {error}, as its base") from error
-    try:
-        name = full_name(backbone_of(base))
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+            raise ValueError(f"the teacher's backbone: {error}, as its base") from error
+    arch, name = teacher.pretrained_cfg["architecture"], full_name(backbone_of(base))
     if name.partition(".")[0] != arch:
-        raise CommandError(f"the teacher is a {arch}, its base cannot be {name}; name one of {arch}")
+        raise ValueError(f"the teacher is a {arch}, its base cannot be {name}; pass one of {arch}")
     return name

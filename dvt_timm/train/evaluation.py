@@ -11,11 +11,11 @@ from ..evaluate import position_leakage
 from .loss import feature_losses
 
 Evaluation = dict[str, float]
-FEWEST_MAPS = 4  # that leakage is measured on
+FEWEST_MAPS = 4  # leakage needs as many
 
 
 def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Evaluation:
-    """Distance to the targets, and position that is left.
+    """Measure the distance to the targets, and how much position is left.
 
     Args:
         predicted: maps [h, w, C] of any grids, on the CPU.

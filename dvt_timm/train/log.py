@@ -1,4 +1,4 @@
-"""What a run says of itself as it goes: lines of JSON, and TensorBoard if it is installed."""
+"""The log of a run: lines of JSON, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RunLog:
     """Numbers of a run, appended to `log.jsonl` and `tensorboard/`."""
 
     def __init__(self, run: Path, step: int) -> None:
-        """step: of the checkpoint that the run goes on from; what was written after it is dropped."""
+        """step: where the run goes on; what was logged after it is dropped."""
         self.path = run / LOG
         _drop_after(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")
@@ -27,7 +27,7 @@ class RunLog:
             self._board = SummaryWriter(run / BOARD, purge_step=step + 1)
 
     def write(self, step: int, group: str, numbers: dict[str, float]) -> None:
-        """One line: `{"step": ..., "group": ..., name: number, ...}`."""
+        """Write one line: `{"step": ..., "group": ..., name: number, ...}`."""
         self._file.write(json.dumps({"step": step, "group": group, **numbers}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -35,14 +35,14 @@ class RunLog:
                 self._board.add_scalar(f"{group}/{name}", number, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, and close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, without one that a killed run left half written."""
+    """Read the lines of a run's log, without one that a killed run left half written."""
     path = run / LOG
     if not path.exists():
         return []

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import viz
-from .._util.files import CommandError, replacing
-from .._util.images import ImageError, read_image
+from .._util.errors import RunError
+from .._util.images import ImageError, read_image, save_picture
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
 from .data import Sample, Stream, batches, collate, derived_seed, positions, split
@@ -33,13 +32,11 @@ from .watch import Clock, Signals
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
-NOT_FINITE = "what was written before is intact. Lower --lr, try bf16 rather than fp16, or check the features"
+NOT_FINITE = "what was written before is intact. Lower lr, try 'bf16' rather than 'fp16', or check the features"
 
 
-class RunInterruptedError(CommandError):
-    """Stopped by a signal, its checkpoint written."""
-
-    status = 130
+class RunInterruptedError(RuntimeError):
+    """A signal has stopped the run, whose checkpoint is written."""
 
 
 class Trainer:
@@ -54,7 +51,7 @@ class Trainer:
 
     Raises:
         ValueError: if the batch cannot be divided among the processes, or there are too few samples.
-        CommandError: if the checkpoint is damaged or does not fit.
+        RunError: if the checkpoint is damaged or does not fit.
     """
 
     def __init__(self, stage: Stage, config: TrainConfig, run: Path, accelerator: Any, progress: bool = False) -> None:
@@ -89,8 +86,9 @@ class Trainer:
         """Take the steps that are left.
 
         Raises:
-            CommandError: if the loss is not finite or nothing can be written; the last checkpoint is intact.
-            RunInterruptedError: on SIGINT or SIGTERM.
+            RunError: if a sample cannot be read, or the loss is not finite; the last checkpoint is intact.
+            OSError: if nothing can be written; the last checkpoint is intact.
+            RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
         """
         with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log, self._bar() as bar:
             coming = self._batches()
@@ -108,11 +106,12 @@ class Trainer:
                     self._write_checkpoint()
                 if stop:
                     raise RunInterruptedError(
-                        f"interrupted after step {self.step} of {self.config.steps}; run the same again to go on"
+                        f"interrupted after step {self.step} of {self.config.steps}; call it again with the same "
+                        "arguments to go on"
                     )
 
     def unseen(self) -> list[Batch]:
-        """The held-out samples, one each, on the CPU."""
+        """The held-out samples as batches of one, on the CPU."""
         if not self._unseen:
             with torch.no_grad():
                 batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)
@@ -161,12 +160,12 @@ class Trainer:
         return self.step == self.config.steps or any(self.step % steps == 0 for steps in every)
 
     def _numbers(self, stop: bool) -> tuple[dict[str, float], bool]:
-        """What the log says of the last steps, and whether any process is to stop."""
+        """Give what the log says of the last steps, and whether any process is to stop."""
         seconds, waiting, samples, losses = self._clock.lap()
         shared = torch.cat([losses, losses.new_tensor([stop])])
         mse, cosine, stop_share = self.accelerator.reduce(shared, "mean").tolist()
         if not math.isfinite(mse + cosine):
-            raise CommandError(f"the loss is not finite at step {self.step} or shortly before; {NOT_FINITE}")
+            raise RunError(f"the loss is not finite at step {self.step} or shortly before; {NOT_FINITE}")
         numbers = {
             "loss": mse + cosine,
             "mse": mse,
@@ -186,7 +185,7 @@ class Trainer:
             self._draw(predicted)
             if scores["loss"] < self.best.get("loss", math.inf):
                 self.best = {"step": self.step, **scores}
-                _written(self.stage.save, self.module, self.run)
+                self.stage.save(self.module, self.run)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
@@ -199,19 +198,19 @@ class Trainer:
         samples = zip(range(NUM_PICTURES), self.held_out, predicted, self.unseen(), strict=False)
         for place, index, fmap, batch in samples:
             path = self._validation.path(index)
-            if not path.is_file():  # of a store that has moved: all that training needs are its features
+            if not path.is_file():  # the images may have moved: all that training needs are their features
                 continue
             maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}
             try:
                 panel = viz.feature_panel(np.asarray(read_image(path)), maps)
             except ImageError:  # it has changed since
                 continue
-            _written(_save_picture, panel, self.run / PICTURES / f"{self.step:06d}-{place}.png")
+            save_picture(panel, self.run / PICTURES / f"{self.step:06d}-{place}.png")
 
     def _write_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
             if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
-                raise CommandError(f"weights are not finite after step {self.step}; {NOT_FINITE}")
+                raise RunError(f"weights are not finite after step {self.step}; {NOT_FINITE}")
             scaler = self.accelerator.scaler
             state = {
                 "step": self.step,
@@ -234,13 +233,12 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CommandError(
-                f"{self.run / CHECKPOINT} does not fit this run ({error}); remove it to begin anew"
-            ) from error
+            path = self.run / CHECKPOINT
+            raise RunError(f"{path} does not fit this run ({error}); remove it to begin anew") from error
 
 
 class _NoLog:
-    """Of processes other than the first."""
+    """Stands for the log in processes other than the first."""
 
     def write(self, step: int, group: str, numbers: dict[str, float]) -> None: ...
 
@@ -254,27 +252,11 @@ def _log(run: Path, step: int, accelerator: Any) -> RunLog | _NoLog:
 def _next(coming: Iterator[Sample]) -> Sample:
     try:
         return next(coming)
-    except (ImageError, ValueError, OSError) as error:
-        raise CommandError(f"cannot read a sample: {error}; mend that and run the same again") from error
+    except (ValueError, OSError) as error:
+        raise RunError(f"cannot read a sample: {error}; mend that and call it again with the same arguments") from error
 
 
 def _moved(sample: Sample, device: torch.device) -> Sample:
     if isinstance(sample, tuple):
         return tuple(_moved(part, device) for part in sample)
     return sample.to(device, non_blocking=True)
-
-
-def _save_picture(panel: Any, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    with replacing(target) as scratch:
-        Image.fromarray(panel).save(scratch)
-
-
-def _written(write: Any, *arguments: Any) -> None:
-    """Call what writes files; CommandError if it cannot."""
-    try:
-        write(*arguments)
-    except OSError as error:
-        raise CommandError(
-            f"cannot write results: {error}; the checkpoint is kept: make room and run the same again"
-        ) from error

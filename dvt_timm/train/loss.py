@@ -1,4 +1,4 @@
-"""What stages 2 and 3 minimise: squared error and cosine distance to the clean features (the authors' scripts)."""
+"""What stages 2 and 3 minimize: squared error and cosine distance to the clean features (the authors' scripts)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 
 class Losses(NamedTuple):
-    """Scalars."""
+    """The two terms of the loss, scalars."""
 
     mse: Tensor  # mean over patches and channels
     cosine: Tensor  # 1 - cosine, mean over patches
 
     @property
     def total(self) -> Tensor:
-        """Their sum, which training minimises."""
+        """Their sum, which training minimizes."""
         return self.mse + self.cosine
 
 
 def feature_losses(predicted: Tensor, target: Tensor) -> Losses:  # [B, h, w, C] both
-    """How far predicted features are from the target, in float32 at least.
+    """Measure how far predicted features are from the target, in float32 at least.
 
     Raises:
         ValueError: if their shapes differ.
@@ -34,5 +34,5 @@ def feature_losses(predicted: Tensor, target: Tensor) -> Losses:  # [B, h, w, C]
 
 
 def at_least_float32(features: Tensor) -> Tensor:
-    """Half precision in float32, anything else as it is."""
+    """Turn half precision into float32; leave anything else as it is."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

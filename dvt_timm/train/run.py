@@ -11,17 +11,7 @@ from typing import Any
 
 import torch
 
-from .._util.files import (
-    METRICS,
-    CommandError,
-    alone_in,
-    check_settings,
-    read_json,
-    remove_scratch,
-    replacing,
-    write_json,
-)
-from ..hub.client import CONFIG_NAME
+from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
 from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..offline import FeatureStore
 from ..offline.run import WAITING
@@ -36,36 +26,35 @@ from .stage import Stage
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
 OWN_FILES = r"checkpoint\.pt|model\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
-DIGITS = 4  # of metrics
+DIGITS = 4  # of a metric, behind the point
 FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
 
 
 def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
-    """Devices, precision and processes of a run.
+    """Set up the devices, the precision and the processes of a run.
 
     Args:
-        config: its numbers.
-        device: "cpu" keeps off the GPUs.
+        config: the run's numbers.
+        device: "cpu" keeps the run off the GPUs.
 
     Raises:
-        CommandError: if accelerate is not installed, or the precision is not to be had.
+        ImportError: if accelerate is not installed.
+        ValueError: if the precision is not to be had.
     """
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise CommandError("training needs accelerate; pip install accelerate tensorboard") from error
+        raise ImportError("training needs accelerate; pip install 'dvt-timm[train]'") from error
     cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
         return Accelerator(
             cpu=cpu,
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulation,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # for the process that evaluates
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],  # others wait for the process that evaluates
         )
     except ValueError as error:
-        raise CommandError(
-            f"cannot train with precision {config.precision} here: {error}; leave --precision out"
-        ) from error
+        raise ValueError(f"cannot train in precision {config.precision!r} here: {error}; pass 'no'") from error
 
 
 def train_denoiser(
@@ -85,16 +74,18 @@ def train_denoiser(
         base: timm name of the backbone whose features they are.
         run: the folder; one of the same settings is taken up where it was left.
         config: the numbers.
-        accelerator: from `make_accelerator(config)`, which is the default.
+        accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
         options: further arguments of `DenoiserStage`.
 
     Raises:
-        CommandError: if samples, base and folder do not go together, the loss is not finite, or nothing can be
-            written; the last checkpoint is intact.
-        RunInterruptedError: on SIGINT or SIGTERM, the checkpoint written.
-        ImageError: if the image of a pair solved on the fly cannot be read.
-        ValueError: on too few samples, samples of several sizes, a damaged store, or numbers that do not fit.
+        ValueError: if samples and base do not go together, there are too few samples, or the numbers do not fit.
+        ImageError: if the image that tells the size of pairs solved on the fly cannot be read.
+        RunError: if the folder holds other things or a run of other settings, its checkpoint is damaged, a sample
+            cannot be read, or the loss is not finite; the last checkpoint is intact.
+        BlockingIOError: if another run is writing to the folder.
+        OSError: if it cannot be written; the last checkpoint is intact.
+        RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
     """
     stage = DenoiserStage(samples, base, seed=config.seed, **options)
     _run(stage, Path(run), config, accelerator or make_accelerator(config), progress)
@@ -117,12 +108,12 @@ def distill(
         images: files.
         run: the folder; one of the same settings is taken up where it was left.
         config: the numbers.
-        accelerator: from `make_accelerator(config)`, which is the default.
+        accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
         options: further arguments of `DistillStage`.
 
     Raises:
-        as `train_denoiser`.
+        What `train_denoiser` raises, and for the same reasons.
     """
     accelerator = accelerator or make_accelerator(config)
     stage = DistillStage(teacher, images, device=accelerator.device, **options)
@@ -132,10 +123,10 @@ def distill(
 def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progress: bool) -> None:
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(alone_in(run, kept="its checkpoint and best weights"))
             numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
-            remove_scratch(run, OWN_FILES)
-            check_settings(run / SETTINGS, {"version": 1, **stage.settings, **numbers})
+            settings = {"version": 1, **stage.settings, **numbers}
+            kept = "its checkpoint and best weights"
+            stack.enter_context(alone_in(run, SETTINGS, settings, own_files=OWN_FILES, kept=kept))
         accelerator.wait_for_everyone()
         trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
         trainer.train()
@@ -145,7 +136,7 @@ def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progres
 
 
 def _finish(trainer: Trainer) -> None:
-    """The last weights beside the best ones, metrics and a card."""
+    """Write the last weights beside the best ones, metrics and a card."""
     run, stage = trainer.run, trainer.stage
     stage.save(trainer.module, run / LAST)
     metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
@@ -157,7 +148,7 @@ def _finish(trainer: Trainer) -> None:
 
 
 def _results(trainer: Trainer) -> dict[str, float]:
-    """The best weights' scores on the held-out samples, and those of the features without a denoiser."""
+    """Give the best weights' scores on the held-out samples, and those of the features without a denoiser."""
     pairs = trainer.unseen()
     before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
     scores = {name: score for name, score in trainer.best.items() if name != "step"}

@@ -14,7 +14,7 @@ from .data import Sample, Samples
 class Batch(NamedTuple):
     """What a step learns from; maps are [B, h, w, C]."""
 
-    inputs: Tensor  # of the module: raw maps, or images [B, 3, H, W]
+    inputs: Tensor  # what the module takes: raw maps, or images [B, 3, H, W]
     raw: Tensor  # maps of the backbone without a denoiser
     target: Tensor  # maps without artifacts
 
@@ -27,25 +27,25 @@ class Stage(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """What is trained: Batch.inputs -> predicted maps."""
+        """The module that is trained: Batch.inputs -> predicted maps."""
 
     @property
     def samples(self) -> Samples:
-        """What is trained on, and unless there is a validation set, held out."""
+        """The samples to train on; without a validation set some of them are held out."""
 
     @property
     def validation(self) -> Samples | None:
-        """What to measure on instead."""
+        """Other samples to measure on, None to hold some of `samples` out."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two runs into one folder must agree on, besides their numbers."""
+        """The settings on which two runs into one folder must agree, besides their numbers."""
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
-        """Sample i as training sees it."""
+        """Read sample i as training sees it."""
 
     def batch(self, sample: Sample) -> Batch:
-        """What collated samples, on the device, stand for."""
+        """Make a batch of collated samples, on the device."""
 
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write a trained module."""

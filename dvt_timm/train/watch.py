@@ -16,7 +16,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Clock:
-    """Time, samples and losses since the last lap."""
+    """Counts time, samples and losses since the last lap."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -28,19 +28,19 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For samples."""
+        """Count the time inside as spent waiting for samples."""
         start = time.perf_counter()
         yield
         self._waiting += time.perf_counter() - start
 
     def add(self, samples: int, losses: Tensor) -> None:
-        """One batch; losses: [2] mse and cosine."""
+        """Count one batch; losses: [2] mse and cosine."""
         self._samples += samples
         self._batches += 1
         self._losses += losses
 
     def lap(self) -> tuple[float, float, int, Tensor]:
-        """(seconds, those spent waiting, samples, mean losses [2]) since the last one."""
+        """Give (seconds, those spent waiting, samples, mean losses [2]) since the last lap, and begin a new one."""
         losses = self._losses / self._batches
         values = (time.perf_counter() - self._start, self._waiting, self._samples, losses)
         self._restart()
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Signals:
-    """Whether SIGINT or SIGTERM has come; a second one acts as ever. Only the main thread can tell."""
+    """Notes that SIGINT or SIGTERM has come; a second one acts as ever. Only the main thread can tell."""
 
     def __init__(self) -> None:
         self.received = False

@@ -1,5 +1,5 @@
 """Variations of the closed form that `stage1.py options` weighs against it: weighted, without a constant per view,
-robust, relative, and with a predicted residual. Slow and plain: one sparse design matrix, one dense factorisation.
+robust, relative, and with a predicted residual. Slow and plain: one sparse design matrix, one dense factorization.
 """
 
 from __future__ import annotations

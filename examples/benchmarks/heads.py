@@ -53,7 +53,7 @@ from dvt_timm.offline import Views
 SEEDS = range(6)
 TARGET_VIEWS = 24
 TRAIN_FRAMES, TEST_FRAMES = 60, 40
-TEST_STRIDE = 4  # patches; neighbours say the same
+TEST_STRIDE = 4  # patches; neighbors say the same
 NUM_PICTURES = 10
 
 Limits = tuple[int, int | None]
@@ -232,7 +232,7 @@ def camvid(contenders: Contenders, arguments: argparse.Namespace) -> None:
     linear: dict[str, list[float]] = {}
     for seed in SEEDS:
         train, test = (
-            labelled(contenders, frames(arguments.camvid, split, count, seed * 1000), stride)
+            labeled(contenders, frames(arguments.camvid, split, count, seed * 1000), stride)
             for split, count, stride in (("train", TRAIN_FRAMES, 1), ("val", TEST_FRAMES, TEST_STRIDE))
         )
         for name in train[0]:
@@ -249,7 +249,7 @@ def camvid(contenders: Contenders, arguments: argparse.Namespace) -> None:
         print(f"| {name} | " + " | ".join(map(mean_and_error, gains)) + " |")
 
 
-def labelled(contenders: Contenders, part: list[tuple[Image.Image, Image.Image]], stride: int) -> tuple[Maps, Tensor]:
+def labeled(contenders: Contenders, part: list[tuple[Image.Image, Image.Image]], stride: int) -> tuple[Maps, Tensor]:
     """Every so many patches [N, C] of all contenders, and their labels [N]; void ones left out."""
     maps = [contenders(image) for image, _ in tqdm(part, unit="frame", disable=None)]
     grid = maps[0]["raw"].shape[:2]

@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-import dvt_timm  # noqa: F401  adds the name
+import dvt_timm
 from dvt_timm._util.files import replacing
 from dvt_timm._util.images import images_in, preprocessing_of, read_image
-from dvt_timm.models import plain_intermediates
 from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
@@ -59,7 +58,7 @@ class ViewCache:
         pixels = self.preprocessing.to_tensor(squeezed)
         digest = hashlib.sha256(self.weights.encode() + pixels.numpy().tobytes()).hexdigest()
         file = self.folder / f"raw-{digest[:16]}.safetensors"
-        return _kept(file, lambda: plain_intermediates(self.model, pixels, -1)[0].permute(1, 2, 0))
+        return _kept(file, lambda: dvt_timm.feature_maps(self.model, pixels).raw[0].permute(1, 2, 0))
 
     def take(self, image: Image.Image, kind: str, num_views: int) -> Views:
         """What a fit sees; the last view is the whole image."""
@@ -72,7 +71,7 @@ class ViewCache:
         options = HELD_OUT if kind == "jitter" else {}
         windows = sample_windows(HELD_OUT_VIEWS, kind, HELD_OUT_SEED, stream.size, **options)
         embed = self.model.patch_embed
-        xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centres())
+        xy = patch_xy(windows, *PatchGrid(stream.size, embed.patch_size, embed.proj.stride).centers())
         stream = replace(stream, windows=windows, xy=xy)
         return self._views(stream, islice(stream, 1))
 
@@ -114,7 +113,7 @@ def aligned_mean(views: Views) -> Tensor:  # [h, w, C]
 
 
 class ClosedForm:
-    """The closed form, with one factorisation for all images whose views lie at the same places."""
+    """The closed form, with one factorization for all images whose views lie at the same places."""
 
     def __init__(self, smoothness: float = 1.0) -> None:
         self.solver, self.prepared = LeastSquaresSolver(smoothness=smoothness), None

@@ -44,7 +44,7 @@ def plant(
     generator = torch.Generator().manual_seed(seed)
     grid = PatchGrid((14 * side, 14 * side), (14, 14), (14, 14))
     xy = patch_xy(
-        sample_windows(num_views, kind, seed, grid.image_size, low_discrepancy=low_discrepancy), *grid.centres()
+        sample_windows(num_views, kind, seed, grid.image_size, low_discrepancy=low_discrepancy), *grid.centers()
     )
     field = GridField(semantics(dim, generator))
     content = field(xy)  # [V, h, w, C]

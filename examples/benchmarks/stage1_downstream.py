@@ -94,7 +94,7 @@ def information(arguments: argparse.Namespace) -> None:
 
 
 def camvid(arguments: argparse.Namespace) -> None:
-    """mIoU of patches of random windows of CamVid frames, by nearest neighbours and by a linear probe."""
+    """mIoU of patches of random windows of CamVid frames, by nearest neighbors and by a linear probe."""
     train = frames(arguments.camvid, "train", arguments.count or TRAIN_FRAMES)
     test = frames(arguments.camvid, "val", min(arguments.count or TEST_FRAMES, TEST_FRAMES))
     cache = ViewCache(arguments.cache)

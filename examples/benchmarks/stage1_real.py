@@ -44,7 +44,7 @@ def as_map(semantics: Tensor, artifact: Tensor | None = None) -> Decomposition:
     field = GridField(semantics)
     inside = torch.tensor([w, h])
 
-    def semantics_at(xy: Tensor) -> Tensor:  # patch centres are the nodes; outside the outermost, their value
+    def semantics_at(xy: Tensor) -> Tensor:  # patch centers are the nodes; outside the outermost, their value
         return field(((xy * inside - 0.5) / (inside - 1)).clamp(0, 1))
 
     return Decomposition(semantics, semantics, artifact, torch.zeros_like(semantics), {}, semantics_at)

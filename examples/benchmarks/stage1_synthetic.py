@@ -42,7 +42,7 @@ def planted(arguments: argparse.Namespace) -> None:
 def size(arguments: argparse.Namespace) -> None:
     """768 crops of 37 x 37 patches, 768 channels, in batches: the fit alone, without forward passes."""
     grid = PatchGrid((518, 518), (14, 14), (14, 14))
-    xy = patch_xy(sample_windows(767, "crops", 0, grid.image_size), *grid.centres()).to(arguments.device)
+    xy = patch_xy(sample_windows(767, "crops", 0, grid.image_size), *grid.centers()).to(arguments.device)
     batches = xy.split(arguments.batch_size)
     features = torch.randn(arguments.batch_size, 37, 37, 768, device=arguments.device)
 

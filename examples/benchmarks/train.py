@@ -5,9 +5,9 @@
     python examples/benchmarks/train.py store --batch-size 16 --precision bf16
 
 store      stage 2 from a feature store on disk
-online     stage 2, each target solved when it is needed (24 views, one prepared factorisation)
+online     stage 2, each target solved when it is needed (24 views, one prepared factorization)
 fit        what a store costs instead: the same images through `fit_store`, with bytes on disk
-distil     stage 3
+distill    stage 3
 
 Features and images are random: only their sizes matter here. Each measure is a process of its own, and its bare loop
 runs in it, between the laps: the ratio is the median of the laps', with the least and the largest. To expect: waiting
@@ -78,7 +78,7 @@ def random_store(folder: Path, fitter: ImageFitter, size: int) -> Path:
 
 def stage_of(measure: str, folder: Path, size: int) -> Stage:
     model = model_at(size)
-    if measure == "distil":
+    if measure == "distill":
         return DistillStage(model, photos(folder / "photos"), size=size)
     fitter = ImageFitter(model, size=size)
     if measure == "online":
@@ -182,7 +182,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {
     "store": lambda arguments, folder: train("store", arguments, folder),
     "online": lambda arguments, folder: train("online", arguments, folder),
     "fit": fit,
-    "distil": lambda arguments, folder: train("distil", arguments, folder),
+    "distill": lambda arguments, folder: train("distill", arguments, folder),
 }
 
 

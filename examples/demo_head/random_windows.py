@@ -1,7 +1,7 @@
 """Random windows of photos, half of them mirrored: more images for stage 1 where photos are few.
 
-    python examples/random_windows.py PHOTOS --count 4 --out WINDOWS
-    python examples/random_windows.py PHOTOS --count 1 --plain --out PLAIN
+    python examples/demo_head/random_windows.py PHOTOS --count 4 --out WINDOWS
+    python examples/demo_head/random_windows.py PHOTOS --count 1 --plain --out PLAIN
     dvt-timm fit PHOTOS WINDOWS PLAIN --model NAME --half --out STORE
 
 A window has 0.5 to 0.9 of a photo's sides. Plain ones have 0.15 to 0.4, and of eight the one with the least contrast is
@@ -10,19 +10,23 @@ same photos give the same ones, whatever their names and their order.
 """
 
 import argparse
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from dvt_timm._util.files import sha256_of
-from dvt_timm._util.images import read_image
-from dvt_timm.cli.fit import images_of
-from dvt_timm.offline.run import seed_of
-
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SIDE, PLAIN_SIDE = (0.5, 0.9), (0.15, 0.4)  # of the photo's
 PLAINEST_OF = 8
 QUALITY = 95  # of JPEG
+
+
+def images_of(paths: Iterable[Path], out: Path) -> list[Path]:
+    """The images at files and in folders, those in `out` left aside."""
+    found = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file for file in found if file.suffix.lower() in SUFFIXES and out not in file.parents]
 
 
 def random_window(photo: Image.Image, random: np.random.Generator, sides: tuple[float, float] = SIDE) -> Image.Image:
@@ -45,7 +49,7 @@ def contrast(window: Image.Image) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", nargs="+", type=Path, help="images, folders, or .txt lists")
+    parser.add_argument("photos", nargs="+", type=Path, help="images or folders")
     parser.add_argument("--count", type=int, default=4, help="of each photo (default: %(default)s)")
     parser.add_argument("--plain", action="store_true", help="small windows, of eight the one with the least contrast")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -53,9 +57,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw = plain_window if arguments.plain else random_window
     for path in images_of(arguments.photos, arguments.out):
-        photo, content = read_image(path), sha256_of(path)
+        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
         for i in range(arguments.count):
-            window = draw(photo, np.random.default_rng([seed_of(content), i]))
+            window = draw(photo, np.random.default_rng([int(content[:16], 16), i]))
             window.save(arguments.out / f"{content[:16]}-{i}.jpg", quality=QUALITY)
 
 

@@ -16,10 +16,10 @@ def windows(*boxes: list[float], flipped: bool = False) -> Windows:
 
 
 def places(grid: PatchGrid, *boxes: list[float], flipped: bool = False) -> torch.Tensor:
-    return patch_xy(windows(*boxes, flipped=flipped), *grid.centres())
+    return patch_xy(windows(*boxes, flipped=flipped), *grid.centers())
 
 
-def test_patch_centres_of_the_whole_image() -> None:
+def test_patch_centers_of_the_whole_image() -> None:
     xy = places(PatchGrid((4, 8), (2, 2), (2, 2)), WHOLE)
     assert xy.shape == (1, 2, 4, 2)
     torch.testing.assert_close(xy[0, 0, :, 0], torch.tensor([0.125, 0.375, 0.625, 0.875]))
@@ -44,10 +44,10 @@ def test_what_leaves_the_image_is_reflected() -> None:
     torch.testing.assert_close(xy[0, 0, :, 0], torch.tensor([0.375, 0.125, 0.125, 0.375]))
 
 
-def test_overlapping_patches_are_placed_at_their_own_centres() -> None:
+def test_overlapping_patches_are_placed_at_their_own_centers() -> None:
     grid = PatchGrid((28, 42), (14, 14), (7, 7))
     assert grid.shape == (3, 5)
-    rows, columns = grid.centres()
+    rows, columns = grid.centers()
     torch.testing.assert_close(rows * 28, torch.tensor([7.0, 14, 21], dtype=torch.float64))
     torch.testing.assert_close(columns * 42, torch.tensor([7.0, 14, 21, 28, 35], dtype=torch.float64))
 

@@ -1,4 +1,4 @@
-"""Views of an image: what they show lies where they say, for every kind of model; and stage 1 on a planted ViT."""
+"""Views of an image: what they show lies where they say, for every kind of model."""
 
 from __future__ import annotations
 
@@ -10,35 +10,15 @@ import timm
 import torch
 from helpers import FAMILIES, TINY, create, create_pair, images, photo, random_head
 from PIL import Image
+from planting import ramps, seeing
 from torch import nn
 
 import dvt_timm
-from dvt_timm.offline import ImageError, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, fit_image, sample_views
+from dvt_timm.offline import ImageError, fit_image, sample_views
 from dvt_timm.offline.solution import collect
 from dvt_timm.offline.views import sample_windows
 
 SIZE = 160  # pixels, 10 x 10 patches
-
-
-def ramps(width: int = 320, height: int = 320) -> Image.Image:
-    """Red grows with x, green with y."""
-    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
-    return Image.fromarray((255 * np.stack([x, y, 0 * x], axis=2)).round().astype(np.uint8))
-
-
-def seeing(**options: Any) -> Any:
-    """A real ViT whose patch features are its position embedding plus, in two channels, mean red and green in 0..1."""
-    model = timm.create_model(TINY, dynamic_img_size=True, num_classes=0, **options).eval()
-    cfg = model.pretrained_cfg
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # blocks pass their input on
-        kernel = model.patch_embed.proj.weight
-        for i in range(2):
-            kernel[i, i] = cfg["std"][i] / kernel[0, 0].numel()
-            model.patch_embed.proj.bias[i] = cfg["mean"][i]
-    model.norm = nn.Identity()
-    return model
 
 
 @pytest.mark.parametrize("kind", ["jitter", "crops"])
@@ -61,9 +41,9 @@ def test_the_last_view_is_the_whole_image_and_some_are_mirrored() -> None:
     assert stream.windows.boxes[-1].tolist() == [0, 0, 1, 1]
     assert not stream.windows.flipped[-1]
     assert 0 < stream.windows.flipped.sum() < 12
-    centres = (torch.arange(10) + 0.5) / 10
-    torch.testing.assert_close(stream.xy[-1, 0, :, 0], centres)
-    torch.testing.assert_close(stream.xy[-1, :, 0, 1], centres)
+    centers = (torch.arange(10) + 0.5) / 10
+    torch.testing.assert_close(stream.xy[-1, 0, :, 0], centers)
+    torch.testing.assert_close(stream.xy[-1, :, 0, 1], centers)
 
 
 def test_kinds_are_as_documented() -> None:
@@ -72,8 +52,8 @@ def test_kinds_are_as_documented() -> None:
     torch.testing.assert_close(sides[:, 0], sides[:, 1])
     assert 0.6 <= sides.min() < 0.61
     assert 1.24 < sides.max() <= 1.25
-    centre = (jitter[:, 2:] + jitter[:, :2]) / 2
-    assert 0.24 < (centre - 0.5).abs().max() <= 0.25
+    center = (jitter[:, 2:] + jitter[:, :2]) / 2
+    assert 0.24 < (center - 0.5).abs().max() <= 0.25
     crops = sample_windows(2000, "crops", 0, (100, 200)).boxes[:-1]
     assert crops.min() >= 0
     assert crops.max() <= 1
@@ -133,8 +113,8 @@ def test_images_are_read_upright_and_of_any_depth(tmp_path: Any) -> None:
 
 
 def test_edge_to_edge_moves_places_only() -> None:
-    centres, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
-    assert torch.equal(collect(centres).features, collect(edges).features)
+    centers, edges = (sample_views(seeing(), ramps(), num_views=2, edge_to_edge=on) for on in (False, True))
+    assert torch.equal(collect(centers).features, collect(edges).features)
     torch.testing.assert_close(edges.xy[-1, 0, :, 0], torch.linspace(0, 1, 10))
 
 
@@ -177,56 +157,6 @@ def test_autocast_changes_little() -> None:
     assert (exact - rounded).norm() < 0.05 * exact.norm()
 
 
-def test_stage_1_recovers_what_a_vit_adds_to_its_content() -> None:
-    """A ViT that adds its position embedding to the colours of the patches: content and embedding come apart."""
-    model, image = seeing(), ramps()
-    artifact = torch.zeros(10, 10, 64)
-    artifact[..., :2] = 0.3 * torch.randn(10, 10, 2, generator=torch.Generator().manual_seed(0))
-    artifact -= artifact.mean(dim=(0, 1))
-    with torch.no_grad():
-        model.pos_embed[0, -100:] = artifact.reshape(100, 64)
-    solution = fit_image(model, image, solver=LeastSquaresSolver(smoothness=1e-3), num_views=40)
-    truth = collect(sample_views(seeing(), image, num_views=1)).features[-1]
-    inner = slice(1, -1)  # mirror lines at the border are no bilinear function
-    error = (solution.semantics - truth)[inner, inner, :2]
-    assert error.abs().max() < 0.02
-    assert (solution.artifact - artifact)[inner, inner].abs().max() < 0.02
-    assert (solution.raw - truth - artifact).abs().max() < 1e-4
-
-
-def test_one_factorisation_serves_all_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = create(TINY)
-    fitter = ImageFitter(model, num_views=4, size=64)
-    prepared = []
-    prepare = LeastSquaresSolver.prepare
-    monkeypatch.setattr(LeastSquaresSolver, "prepare", lambda self, xy: prepared.append(xy) or prepare(self, xy))
-    solutions = [fitter(photo(seed)) for seed in (0, 1)]
-    assert len(prepared) == 1
-    for seed, solution in enumerate(solutions):
-        alone = LeastSquaresSolver().fit(sample_views(model, photo(seed), num_views=4, size=64))
-        torch.testing.assert_close(solution.semantics, alone.semantics)
-
-
-def test_aspects_are_prepared_one_by_one_and_forgotten() -> None:
-    fitter = ImageFitter(create(TINY), num_views=3, size=32, keep_aspect=True)
-    for width in (64, 96, 128, 160, 192, 224, 64):
-        assert fitter(ramps(width, 64)).semantics.shape == (2, width // 32, 128)
-    assert len(fitter._prepared) == 4
-
-
-def test_fit_image_takes_paths_and_solvers(tmp_path: Any) -> None:
-    photo().save(tmp_path / "a.png")
-    model = create(TINY)
-    by_path = fit_image(model, tmp_path / "a.png", num_views=3, size=64)
-    by_image = fit_image(model, photo(), num_views=3, size=64)
-    assert torch.equal(by_path.semantics, by_image.semantics)
-    assert sample_views(model, str(tmp_path / "a.png"), num_views=np.int64(3)).image.size == photo().size
-    neural = fit_image(model, photo(), num_views=3, size=64, solver=NeuralFieldSolver(num_steps=10))
-    assert neural.semantics.shape == (4, 4, 128)
-    auto = fit_image(model, photo(), num_views=8, size=64, solver=LeastSquaresSolver(smoothness="auto"))
-    assert auto.stats["smoothness"] > 0
-
-
 def test_what_cannot_be_viewed() -> None:
     model = create(TINY)
     with pytest.raises(TypeError, match="timm VisionTransformer or Eva, got Linear"):
@@ -246,21 +176,11 @@ def test_what_cannot_be_viewed() -> None:
     with pytest.raises(TypeError, match="layer must be a whole number, got None"):
         sample_views(model, photo(), layer=None)
     with pytest.raises(TypeError, match=r"a PIL image or the path of one, got ndarray; PIL.Image.fromarray"):
-        fit_image(model, np.zeros((64, 64, 3)))
+        sample_views(model, np.zeros((64, 64, 3)))
     with pytest.raises(ValueError, match="the image has no pixels: 0 x 4"):
         sample_views(model, Image.new("RGB", (0, 4)))
     with pytest.raises(ImageError, match=r"^nowhere.png: No such file or directory$"):
         sample_views(model, "nowhere.png")
-    with pytest.raises(TypeError, match=r"solver must be one like LeastSquaresSolver\(\), got 'least-squares'"):
-        fit_image(model, photo(), solver="least-squares")
-    with pytest.raises(ValueError, match="holds 4 views out and needs at least 7, got 6"):
-        ImageFitter(model, LeastSquaresSolver(smoothness="auto"), num_views=5)
-    with pytest.raises(ValueError, match=r"view_pairs must be 0\.\.5, the views sampled, got 6"):
-        ImageFitter(model, num_views=5, view_pairs=6)
-    with pytest.raises(ValueError, match="with view_pairs sample at least 2 views"):
-        ImageFitter(model, num_views=1, view_pairs=1)
-    with pytest.raises(TypeError, match="got an unexpected keyword argument"):
-        ImageFitter(model, views=3)
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224").eval()
     with pytest.raises(TypeError, match="the places of patches are those of timm's PatchEmbed, got HybridEmbed"):
         sample_views(hybrid, photo())

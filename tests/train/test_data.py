@@ -1,0 +1,99 @@
+"""Samples: each is taken once, in an order that follows from the seed; pairs online are those of a store."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import fitter, photos
+from PIL import Image
+from torch import Tensor
+from training import equal
+
+from dvt_timm.offline import fit_store, open_store
+from dvt_timm.train import OnlinePairs
+from dvt_timm.train.data import Stream, batches, collate, positions, split
+
+
+@pytest.mark.parametrize(("accumulation", "num_ranks"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_every_position_is_taken_once(accumulation: int, num_ranks: int) -> None:
+    parts = [list(positions(3, 5, 8, accumulation, rank, num_ranks)) for rank in range(num_ranks)]
+    assert all(len(batch) == 8 // (accumulation * num_ranks) for part in parts for batch in part)
+    first = [batch for part in parts for batch in part[:accumulation]]
+    assert sorted(position for batch in first for position in batch) == list(range(24, 32))
+    assert sorted(position for part in parts for batch in part for position in batch) == list(range(24, 40))
+    assert len(parts[0]) == 2 * accumulation
+
+
+def test_a_stream_shuffles_every_epoch_anew() -> None:
+    stream = Stream(lambda i, _: i, [2, 3, 5, 7], seed=0)
+    epochs = [[stream[4 * epoch + place] for place in range(4)] for epoch in range(6)]
+    assert all(sorted(epoch) == [2, 3, 5, 7] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 2
+    assert [stream[4 + place] for place in range(4)] == epochs[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_in_order_and_not_too_far_ahead(workers: int) -> None:
+    read: list[int] = []
+
+    class Counted(list[Tensor]):
+        def __getitem__(self, i: Any) -> Any:
+            read.append(i)
+            return super().__getitem__(i)
+
+    samples = Counted(torch.full((2,), float(i)) for i in range(12))
+    stream = Stream(lambda i, _: samples[i], range(12), 0)
+    coming = batches(stream, positions(0, 9, 4), workers, pin_memory=False)
+    first = next(coming)
+    assert len(read) <= 4 * (workers + 1)
+    for step, batch in enumerate([first, *coming]):
+        assert torch.equal(batch, torch.stack([stream[4 * step + i] for i in range(4)]))
+    assert step == 8
+
+
+def test_an_error_comes_where_its_batch_would_and_threads_end() -> None:
+    before = set(threading.enumerate())
+    samples = [torch.zeros(1)] * 6 + [torch.zeros(2)]
+    coming = batches(Stream(lambda i, _: samples[i], range(7), 0), positions(0, 50, 7), 3, pin_memory=False)
+    with pytest.raises(ValueError, match="must have one shape"):
+        next(coming)
+    assert set(threading.enumerate()) <= before
+
+
+def test_shapes_of_a_batch() -> None:
+    with pytest.raises(ValueError, match="must have one shape"):
+        collate([torch.zeros(2, 3), torch.zeros(3, 2)])
+
+
+def test_split() -> None:
+    trained, held_out = split(list(range(100)), None, seed=0)
+    assert len(held_out) == 5
+    assert sorted(trained + held_out) == list(range(100))
+    assert split(list(range(100)), None, seed=1)[1] != held_out
+    assert len(split(list(range(9999)), None, seed=0)[1]) == 64
+    with pytest.raises(ValueError, match="3 samples are too few to hold 3 out"):
+        split(list(range(3)), 3, seed=0)
+
+
+def test_online_pairs_are_those_of_a_store(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 3)
+    raw, clean = OnlinePairs(paths, fitter())[1]
+    solution = fitter()(Image.open(paths[1]))
+    assert torch.equal(raw, solution.raw)
+    assert torch.equal(clean, solution.semantics)
+
+
+def test_view_pairs_online_are_those_of_a_store(tmp_path: Path) -> None:
+    paths, fit = photos(tmp_path / "photos", 2), fitter(view_pairs=2)
+    fit_store(fit, paths, tmp_path / "store")
+    store, online = open_store(tmp_path / "store"), OnlinePairs(paths, fit)
+    for k in range(3):
+        assert equal(*(dict(zip("ab", pairs.pair(1, k), strict=True)) for pairs in (store, online)))
+    for pairs in (store, online):
+        for k in (-1, 3):
+            with pytest.raises(IndexError, match=rf"pair must be 0\.\.2, got {k}; fit with a larger view_pairs"):
+                pairs.pair(1, k)

@@ -1,43 +1,36 @@
-"""What the sub-commands of `dvt-timm` share: types of arguments, and lines on the terminal."""
+"""What the commands share: types of arguments, lines on the terminal, tables. Imports nothing that takes time."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from tqdm import tqdm
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Column: TypeAlias = tuple[str, str]  # title, format of a number; the format is empty for text
 
-from .._util.files import CommandError
+DEMO = "vit_small_patch14_dinov2.dvt_demo"  # needs no network
+
+
+class CommandError(Exception):
+    """Nothing can be done, or it was stopped; the text says why in one line, `status` is the exit status."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Read a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
     return int(text)
 
 
-def one_line(message: object) -> str:
-    """Without line breaks."""
-    return " ".join(str(message).split())
-
-
-def report_skipped(reason: object) -> None:
-    """On standard error, above a progress bar."""
-    tqdm.write(f"dvt-timm: skipped {one_line(reason)}", file=sys.stderr)
-
-
-def no_images(paths: list[Path]) -> CommandError:
-    """The error where nothing is left to do."""
-    given = ", ".join(str(path) for path in paths)
-    return CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
-
-
-def add_model_arguments(parser: Any, default: str) -> None:
-    """--model, --checkpoint and --device."""
-    parser.add_argument("--model", default=default, metavar="NAME", help="timm name (default: %(default)s)")
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --checkpoint and --device, the arguments of `models.load_model`."""
+    parser.add_argument("--model", default=DEMO, metavar="NAME", help="timm name (default: %(default)s)")
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
@@ -47,8 +40,40 @@ def add_model_arguments(parser: Any, default: str) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
 
 
+def one_line(message: object) -> str:
+    """Text without its line breaks."""
+    return " ".join(str(message).split())
+
+
+def report(message: object) -> None:
+    """Print a line on standard error, above a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(f"dvt-timm: {one_line(message)}", file=sys.stderr)
+
+
 def quiet_hub() -> None:
-    """No word of the Hub client's retries without a network: one line at the end says it."""
+    """Let the Hub client say nothing of its retries without a network: one line at the end does."""
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()
+
+
+def table(columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Align rows under a header, numbers to the right.
+
+    Args:
+        columns: key of a row -> its column.
+        rows: with these keys; None is shown as "-".
+    """
+    header = [title for title, _ in columns.values()]
+    cells = [[cell(row[key], spec) for key, (_, spec) in columns.items()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    aligns = [">" if spec else "<" for _, spec in columns.values()]
+    lines = [zip(row, aligns, widths, strict=True) for row in [header, *cells]]
+    return "\n".join("  ".join(f"{text:{align}{width}}" for text, align, width in line).rstrip() for line in lines)
+
+
+def cell(value: Any, spec: str = "") -> str:
+    """Text of a value in a table."""
+    return "-" if value is None else format(value, spec)

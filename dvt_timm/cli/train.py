@@ -1,70 +1,97 @@
-"""`dvt-timm train` and `dvt-timm distil`: stages 2 and 3."""
+"""`dvt-timm train`: stage 2, a denoiser head."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
+from . import stage1, training
+from .console import CommandError, Commands, positive, quiet_hub
 
-from .._util.files import CommandError
-from .._util.images import ImageError
-from ..checkpoints.heads import load_head
-from ..head import DenoiserHead
-from ..offline import FeatureStore, open_store
-from ..train import OnlinePairs, TrainConfig, distill, make_accelerator, train_denoiser
-from ..train.config import DISTIL_PRESETS, TRAIN_PRESETS, Preset
-from . import features as extract
-from . import fit as fit_command
-from .console import quiet_hub
+if TYPE_CHECKING:
+    from ..head import DenoiserHead
+    from ..offline import FeatureStore
+    from ..train import OnlinePairs, TrainConfig
+
+PRESETS = ("released", "paper", "quick")
 
 
-def run_train(arguments: argparse.Namespace) -> int:
-    """Train a head; the exit status."""
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "train",
+        help="train a denoiser head",
+        description="Stage 2: a head learns to predict clean features from raw ones. RUN gets what save_head writes, "
+        "for denoiser=RUN and `dvt-timm push RUN user/repo`. After an interruption, run the same again. On several "
+        "GPUs: accelerate launch -m dvt_timm train ...",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--store", type=Path, metavar="STORE", help="of `dvt-timm fit`")
+    source.add_argument(
+        "--online", nargs="+", type=Path, metavar="IMAGES", help="no store: decompose images each time they are needed"
+    )
+    parser.add_argument(
+        "--validation", type=Path, metavar="STORE", help="measure on these pairs, rather than hold some out"
+    )
+    parser.add_argument("--base", metavar="NAME", help="timm name of the backbone (default: the store's)")
+    parser.add_argument(
+        "--initial-head", metavar="HEAD", help="go on from its weights: folder, file or hf-hub:user/repo (default: new)"
+    )
+    parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of a new head (default: 1)")
+    training.add_options(parser, PRESETS)
+    stage1.add_options(parser)
+    defaults = {name: parser.get_default(name) for name in (*stage1.OPTIONS, "num_blocks")}
+    parser.set_defaults(run=run, defaults=defaults)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train a head, on a store or on images."""
+    _check_options(arguments)
     quiet_hub()
-    if arguments.online:
-        return _explained(lambda: _train_online(arguments))
-    return _explained(lambda: _train_on_store(arguments))
-
-
-def run_distil(arguments: argparse.Namespace) -> int:
-    """Distil a denoised model; the exit status."""
-    quiet_hub()
-    return _explained(lambda: _distil(arguments))
-
-
-def _explained(train: Callable[[], None]) -> int:
-    try:
-        train()
-    except (ImageError, ValueError) as error:
-        raise CommandError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise CommandError(
-            f"{error}; raise --accumulation, the parts that a batch goes through in, lower --batch-size, or pass "
-            "distil's --grad-checkpointing"
-        ) from error
+    with training.explained():
+        if arguments.online:
+            _train_online(arguments)
+        else:
+            _train_on_store(arguments)
     return 0
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raise CommandError where an option would do nothing."""
+    given = [name for name, default in arguments.defaults.items() if getattr(arguments, name) != default]
+    if arguments.initial_head and "num_blocks" in given:
+        raise CommandError("--num-blocks is of a new head, and --initial-head has its own; leave one of them out")
+    views = ["--" + name.replace("_", "-") for name in given if name in stage1.OPTIONS]
+    if arguments.store and views:
+        raise CommandError(
+            f"{', '.join(views)} would not matter: a store has its features; give them to `dvt-timm fit`"
+        )
+    if arguments.validation and arguments.held_out:
+        raise CommandError("--validation takes the place of --held-out; leave one of them out")
+    if arguments.online and arguments.base is None:
+        raise CommandError("--online needs --base, the timm name of the backbone")
+
+
 def _train_on_store(arguments: argparse.Namespace) -> None:
+    from ..offline import open_store
+    from ..train.config import TRAIN_PRESETS
+
     store = open_store(arguments.store)
-    base = arguments.base or store.settings["model"]
-    config = _config(arguments, TRAIN_PRESETS[arguments.preset], len(store))
-    _train(store, base, config, make_accelerator(config, arguments.device), arguments)
+    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], len(store))
+    _train(store, arguments.base or store.settings["model"], config, accelerator, arguments)
 
 
 def _train_online(arguments: argparse.Namespace) -> None:
-    if arguments.base is None:
-        raise CommandError("--online needs --base, the timm name of the backbone")
-    paths = fit_command.images_of(arguments.online, arguments.out)
-    config = _config(arguments, TRAIN_PRESETS[arguments.preset], len(paths))
-    accelerator = make_accelerator(config, arguments.device)
-    model = extract.load_model(arguments.base, None, str(accelerator.device))
-    pairs = OnlinePairs(paths, fit_command.fitter_of(model, arguments, progress=False))
+    from ..train import OnlinePairs
+    from ..train.config import TRAIN_PRESETS
+    from .inputs import images_of
+    from .models import load_model
+
+    paths = images_of(arguments.online, arguments.out)
+    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], len(paths))
+    model = load_model(arguments.base, None, str(accelerator.device))
+    pairs = OnlinePairs(paths, stage1.fitter_of(model, arguments, progress=False))
     _train(pairs, arguments.base, config, accelerator, arguments)
 
 
@@ -75,6 +102,9 @@ def _train(
     accelerator: Any,
     arguments: argparse.Namespace,
 ) -> None:
+    from ..offline import open_store
+    from ..train import train_denoiser
+
     train_denoiser(
         samples,
         base,
@@ -88,43 +118,13 @@ def _train(
     )
     weights = ", pretrained_cfg_overlay={'file': CHECKPOINT}" if "weights_file_sha256" in samples.settings else ""
     use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
-    _say_result(arguments.out, accelerator, use)
+    training.say_result(arguments.out, accelerator, use)
 
 
 def _initial_head(source: str | None) -> DenoiserHead | None:
+    from ..checkpoints.heads import load_head
+
     try:
         return None if source is None else load_head(source)
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot load --initial-head {source}: {error}") from error
-
-
-def _distil(arguments: argparse.Namespace) -> None:
-    paths = fit_command.images_of(arguments.images, arguments.out)
-    config = _config(arguments, DISTIL_PRESETS[arguments.preset], len(paths))
-    accelerator = make_accelerator(config, arguments.device)
-    teacher = extract.load_model(arguments.base, arguments.denoiser, str(accelerator.device))
-    if not hasattr(teacher, "denoiser"):
-        raise CommandError(f"{arguments.base} has no denoiser to learn from; name a head as --denoiser")
-    distill(
-        teacher,
-        paths,
-        arguments.out,
-        config,
-        accelerator=accelerator,
-        progress=True,
-        base=arguments.base if timm.is_model(arguments.base) else None,
-        size=arguments.size,
-        grad_checkpointing=arguments.grad_checkpointing,
-    )
-    _say_result(arguments.out, accelerator, f"timm.create_model('local-dir:{arguments.out}', pretrained=True)")
-
-
-def _config(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> TrainConfig:
-    names = (field.name for field in fields(TrainConfig))
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return preset.config(num_samples, **given)
-
-
-def _say_result(run: Path, accelerator: Any, use: str) -> None:
-    if accelerator.is_main_process:
-        print(f"{run}: finished; {use}")

@@ -1,0 +1,61 @@
+"""The model that a command line names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+
+from ..checkpoints.models import holds_backbone, is_saved_model
+from ..hub.client import HUB_PREFIX
+from ..names import takes_denoiser
+from .console import CommandError
+
+UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
+
+
+def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
+    """Build a timm model with its weights, for images of any size.
+
+    Args:
+        name: of `timm.create_model`.
+        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`), the weights of the model in a file, or the
+            folder of a saved model, which takes the place of `name`; None for the published weights.
+        device: of PyTorch; None for the GPU if there is one.
+
+    Raises:
+        CommandError: if the name, the weights or the device are not to be had.
+    """
+    _check_architecture(name)
+    try:
+        name, options = _request(name, checkpoint)
+        model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
+    except UNBUILDABLE as error:
+        raise CommandError(f"cannot build {checkpoint or name}: {error}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"cannot use device {device!r}: {error}") from error
+
+
+def _check_architecture(name: str) -> None:
+    arch = name.partition(".")[0]
+    if timm.is_model(arch) and not takes_denoiser(arch):
+        raise CommandError(
+            f"{name} is no timm VisionTransformer or Eva, the classes that take a head by name; in Python, "
+            "dvt_timm.DenoiserHead denoises a map (B, H, W, C) of any model"
+        )
+
+
+def _request(name: str, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
+    """Say name and checkpoint as `timm.create_model` wants them."""
+    if checkpoint is None:
+        return name, {}
+    if is_saved_model(checkpoint):
+        return checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}", {}
+    if holds_backbone(checkpoint):
+        return name, {"pretrained_cfg_overlay": {"file": checkpoint}}
+    return name, {"denoiser": checkpoint}

@@ -1,0 +1,74 @@
+"""`dvt-timm push`: a head or a model to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .console import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "push",
+        help="push a head or a model to the Hugging Face Hub",
+        description="Push what save_head or save_model wrote, with a model card, in one commit. Log in with `hf auth "
+        "login` or set HF_TOKEN. After a failure, run the same again.",
+    )
+    parser.add_argument("source", metavar="FOLDER", help="a head's folder or .safetensors file, or a model's folder")
+    parser.add_argument("repo", metavar="USER/REPO", help="made if it does not exist; a README.md that it has is kept")
+    parser.add_argument("--base", metavar="NAME", help="timm name of a head's backbone (default: as the folder says)")
+    parser.add_argument(
+        "--merged", action="store_true", help="push a head and its base as one model (a model's folder always is)"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help='JSON, {"dataset": {"metric": value}} (default: metrics.json of the folder)',
+    )
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="NAME", help="trained on it; may be given again"
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="to push to, made if it does not exist (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request rather than commit")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Push in one commit, and print its address."""
+    from ..head import DenoiserHead
+    from ..publish.push import load_folder, push_to_hub
+
+    metrics = _metrics(arguments.source, arguments.metrics)
+    model_or_head, base = load_folder(arguments.source, arguments.base, merged=arguments.merged)
+    commit = push_to_hub(
+        model_or_head,
+        arguments.repo,
+        base=base,
+        metrics=metrics,
+        datasets=arguments.dataset,
+        merged=arguments.merged or not isinstance(model_or_head, DenoiserHead),
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+    )
+    if arguments.create_pr and commit.pr_url is None:
+        print("dvt-timm: no pull request, the repository holds the same already", file=sys.stderr)
+    print(commit.pr_url or commit.commit_url)
+    return 0
+
+
+def _metrics(source: str, given: Path | None) -> dict[str, Any] | None:
+    """Read the metrics that are given, or those that a run of training left beside its head."""
+    from .._util.files import METRICS, read_json
+
+    own = Path(source, METRICS)
+    path = given or (own if own.is_file() else None)
+    return None if path is None else read_json(path)

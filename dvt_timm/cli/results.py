@@ -1,0 +1,179 @@
+"""What `dvt-timm features` leaves of an image: its maps, what made them, and a panel to look at."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import viz
+from .._util.files import replacing, sha256_of
+from .._util.images import (
+    ImageError,
+    Preprocessing,
+    check_aspect,
+    preprocessing_of,
+    printable,
+    read_image,
+    save_picture,
+)
+from .._version import __version__
+from ..offline.run import fingerprint
+from .console import CommandError
+
+MEASURED = ("original_size", "image_size", "grid_size")  # metadata that needs the image decoded
+
+
+class Recipe:
+    """What makes the results of an image, all of it recorded in them.
+
+    Args:
+        model: from `load_model`.
+        checkpoint: as the command line names it.
+        size: pixels of an image's shorter side, None for the model's.
+        patch: (row, column) that the panel's similarity refers to, None for the center.
+    """
+
+    def __init__(self, model: Any, checkpoint: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
+        self.model = model
+        self.preprocessing = preprocessing_of(model, size)
+        self.patch = patch
+        self.metadata = {**_model_metadata(model, checkpoint), **_options_metadata(self.preprocessing, patch)}
+
+    def is_done(self, path: Path, target: Path) -> bool:
+        """Whether both results are there, made by this recipe of an image of the same bytes."""
+        maps, panel = _files(target)
+        if not (maps.is_file() and panel.is_file()):
+            return False
+        try:
+            with safe_open(maps, framework="pt") as file:
+                stored = file.metadata() or {}
+            made_of = {**self.metadata, **_file_metadata(path)}
+        except (OSError, SafetensorError):
+            return False
+        return {key: value for key, value in stored.items() if key not in MEASURED} == made_of
+
+    def extract(self, path: Path, target: Path) -> Path:
+        """Write the maps of an image to `<target>.safetensors` and their panel to `<target>.png`, each whole or not.
+
+        Returns:
+            The panel's path.
+
+        Raises:
+            ImageError: if the image cannot be read, is too elongated, does not fit in memory or has no such patch, or
+                its features are not finite.
+            CommandError: if the results cannot be written.
+        """
+        original = read_image(path)
+        check_aspect(path, original)
+        try:
+            image = self.preprocessing.resize(original)
+            self._check_patch(path, image)
+            maps = feature_maps(self.model, self.preprocessing.to_tensor(image))
+        except (MemoryError, RuntimeError) as error:  # the CPU's out-of-memory error is a RuntimeError
+            reason, size = str(error) or type(error).__name__, self.preprocessing.size
+            raise ImageError(f"{path}: {reason} at --size {size}; if memory is short, pass a smaller one") from error
+        if not all(torch.isfinite(features).all() for features in maps.values()):
+            raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
+        panel = viz.feature_panel(np.asarray(image), maps, patch=self.patch)
+        described = {**self.metadata, **_file_metadata(path), **_measured(original, image, maps)}
+        try:
+            return _write(target, maps, described, panel)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+                raise ImageError(f"{path}: its name is too long for a result; rename it") from error
+            raise CommandError(f"cannot write {target}: {error}") from error
+
+    def _check_patch(self, path: Path, image: Image.Image) -> None:
+        height, width = self.model.patch_embed.dynamic_feat_size((image.height, image.width))
+        if self.patch is not None and not (self.patch[0] < height and self.patch[1] < width):
+            raise ImageError(f"{path}: patch {self.patch} is outside its {height} x {width} grid; pass another --patch")
+
+
+@torch.inference_mode()
+def feature_maps(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """Compute the last map of an image after the final norm, in one forward pass.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva`, denoised or not.
+        pixels: [1, 3, H, W].
+
+    Returns:
+        `raw` and `denoised` of a denoised model, `features` of any other; [h, w, C] float32 on the CPU.
+    """
+    maps: dict[str, Tensor] = {}
+    pixels = pixels.to(model.patch_embed.proj.weight.device)
+    if hasattr(model, "denoiser"):
+        hook = model.denoiser.register_forward_hook(
+            lambda _, inputs, output: maps.update(raw=inputs[0], denoised=output)
+        )
+        try:
+            model.forward_features(pixels)
+        finally:
+            hook.remove()
+    else:
+        tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
+        grid = model.patch_embed.dynamic_feat_size(tuple(pixels.shape[2:]))
+        maps["features"] = tokens.reshape(1, *grid, -1)
+    return {name: features[0].float().cpu().contiguous() for name, features in maps.items()}
+
+
+def _files(target: Path) -> tuple[Path, Path]:
+    """Paths of the maps and of the panel."""
+    return target.with_name(f"{target.name}.safetensors"), target.with_name(f"{target.name}.png")
+
+
+def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: NDArray[np.uint8]) -> Path:
+    maps_file, panel_file = _files(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    panel_file.unlink(missing_ok=True)  # an older one beside new maps would pass for theirs
+    with replacing(maps_file) as path:
+        save_file(maps, path, metadata)
+    save_picture(panel, panel_file)
+    return panel_file
+
+
+def _model_metadata(model: Any, checkpoint: str | None) -> dict[str, str]:
+    cfg = model.pretrained_cfg
+    metadata = {
+        "version": __version__,
+        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
+        "weights_sha256": fingerprint(model),
+        "stride": json.dumps(model.patch_embed.proj.stride),
+    }
+    if hasattr(model, "denoiser"):
+        metadata["head_sha256"] = fingerprint(model.denoiser, skipped=())
+    return metadata if checkpoint is None else {**metadata, "checkpoint": checkpoint}
+
+
+def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:
+    return {
+        "size": json.dumps(preprocessing.size),
+        "patch": json.dumps(patch),
+        "patch_size": json.dumps(preprocessing.patch_size),
+        "mean": json.dumps(preprocessing.mean),
+        "std": json.dumps(preprocessing.std),
+        "interpolation": preprocessing.interpolation,
+    }
+
+
+def _file_metadata(path: Path) -> dict[str, str]:
+    return {"image": printable(path.name), "image_sha256": sha256_of(path)}
+
+
+def _measured(original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
+    """Sizes as JSON [height, width], upright."""
+    return {
+        "original_size": json.dumps([original.height, original.width]),
+        "image_size": json.dumps([image.height, image.width]),
+        "grid_size": json.dumps(next(iter(maps.values())).shape[:2]),
+    }

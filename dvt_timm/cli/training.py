@@ -1,0 +1,80 @@
+"""What `train` and `distill` share: the folder of a run, its numbers, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import CommandError, positive
+
+if TYPE_CHECKING:
+    from ..train import TrainConfig
+    from ..train.config import Preset
+
+
+def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> None:
+    """Add the folder and the numbers of a run; those that are not given are the preset's."""
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to write to")
+    parser.add_argument("--device", choices=("cpu",), help="cpu keeps off the GPUs")
+    parser.add_argument("--preset", choices=presets, default=presets[0], help="(default: %(default)s)")
+    numbers = parser.add_argument_group("numbers")
+    numbers.add_argument("--steps", type=positive, metavar="N", help="updates of the weights")
+    numbers.add_argument("--batch-size", type=positive, metavar="N", help="of a step, over all processes")
+    numbers.add_argument("--accumulation", type=positive, metavar="N", help="batches that make up a step (default: 1)")
+    numbers.add_argument("--lr", type=float, metavar="X", help="peak (default: 2e-4 * sqrt(batch size / 256))")
+    numbers.add_argument("--warmup", type=float, metavar="X", help="share of the steps (default: 0.15)")
+    numbers.add_argument("--weight-decay", type=float, metavar="X", help="(default: 1e-5)")
+    numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed with float32 (default: no)")
+    numbers.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    numbers.add_argument(
+        "--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4, on a CPU 1)"
+    )
+    numbers.add_argument("--held-out", type=positive, metavar="N", help="samples (default: a twentieth, at most 64)")
+    numbers.add_argument("--eval-every", type=positive, metavar="N", help="steps (default: 500)")
+    numbers.add_argument("--checkpoint-every", type=positive, metavar="N", help="steps (default: 100)")
+
+
+def begin(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> tuple[TrainConfig, Any]:
+    """Make a run's numbers, and the accelerator that it runs on."""
+    from ..train import make_accelerator
+
+    config = config_of(arguments, preset, num_samples)
+    return config, make_accelerator(config, arguments.device)
+
+
+def config_of(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> TrainConfig:
+    """Read a run's numbers from the options and the preset."""
+    from dataclasses import fields
+
+    from ..train import TrainConfig
+
+    names = (field.name for field in fields(TrainConfig))
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return preset.config(num_samples, **given)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Give an interruption its exit status, and a lack of memory a way out."""
+    import torch
+
+    from ..train import RunInterruptedError
+
+    try:
+        yield
+    except RunInterruptedError as error:
+        raise CommandError(str(error), status=130) from error
+    except torch.OutOfMemoryError as error:
+        raise CommandError(
+            f"{error}; raise --accumulation, the parts that a batch goes through in, lower --batch-size, or pass "
+            "distill's --grad-checkpointing"
+        ) from error
+
+
+def say_result(run: Path, accelerator: Any, use: str) -> None:
+    """Print, in one process, where the result is and how it is used."""
+    if accelerator.is_main_process:
+        print(f"{run}: finished; {use}")

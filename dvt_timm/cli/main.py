@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _respelled(argv: Sequence[str]) -> Sequence[str]:
     """Take `distil`, which `distill` was called up to version 0.1, for one release more."""
-    if argv[:1] != ["distil"]:
+    if not argv or argv[0] != "distil":
         return argv
     print("dvt-timm: note: `distil` is spelled `distill` now", file=sys.stderr)
     return ["distill", *argv[1:]]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import dvt_timm
 from dvt_timm.cli import fit as fit_command
 from dvt_timm.cli import main as cli
+from dvt_timm.cli import stage1
 from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, open_store
 
 FAST = ["--size", "56", "--views", "3"]
@@ -103,7 +104,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
 def test_defaults_are_the_solvers_own() -> None:
     for name, solver in (("least-squares", LeastSquaresSolver()), ("neural-field", NeuralFieldSolver())):
         arguments = cli._parser().parse_args(["fit", "a.jpg", "--solver", name])
-        assert repr(fit_command._solver(arguments)) == repr(solver)
+        assert repr(stage1.solver_of(arguments)) == repr(solver)
 
 
 def test_lists_with_odd_lines(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,10 +122,21 @@ def test_a_panel_that_cannot_be_written_is_one_line(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos(tmp_path / "photos", 1)
-    (tmp_path / "dvt-store").mkdir()
+    assert run("photos") == 0
     (tmp_path / "dvt-store/panels").write_text("in the way")
+    photos(tmp_path / "photos", 2)
     assert run("photos", "--panel") == 2
-    assert "cannot write dvt-store/panels/0.png" in capsys.readouterr().err
+    assert "cannot write dvt-store/panels/1.png" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_things_is_refused(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", 1)
+    photos(tmp_path / "mine", 1)
+    assert run("photos", "--out", "mine") == 2
+    assert "mine is not empty and holds no run of dvt-timm" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["0.png"]
 
 
 def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +200,7 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     (tmp_path / "photos/bad.jpg").write_text("no image")
     (tmp_path / "worker.py").write_text(
         "import pathlib, sys, time\n"
-        "from dvt_timm import cli\n"
+        "from dvt_timm.cli import main as cli\n"
         "from dvt_timm.offline import run, store\n"
         "merge, gather = store._merge, run.Team.gather\n"
         "store._merge = lambda *arguments: (time.sleep(2), merge(*arguments))\n"

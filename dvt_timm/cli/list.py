@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any, TypeAlias
 
-from ..manifest import published_variants, read_manifest
+from ..manifest import Published, Variant, published_variants, read_manifest
 from .console import Column, CommandError, Commands, cell, table
 
 Row: TypeAlias = dict[str, Any]  # what is known of a name; None where nothing is
@@ -90,9 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows_of(pattern: str = "*", pretrained: bool = False) -> list[Row]:
     """Read the names that match a pattern, in the manifest's order; `pretrained`: only those with weights."""
-    manifest = read_manifest()
-    grids = {variant.name: variant.grid_size for variant in published_variants()}
-    rows = [_row(entry, manifest["bases"][entry["base"]], grids[entry["name"]]) for entry in manifest["variants"]]
+    rows = [_row(variant) for variant in published_variants().values()]
     return [row for row in rows if fnmatch(row["name"], pattern) and (row["weights"] or not pretrained)]
 
 
@@ -122,20 +120,19 @@ def page(rows: Sequence[Row]) -> str:
     return PAGE.format(rows="\n".join(lines), notes="\n".join(notes))
 
 
-def _row(entry: Row, base: Row, grid_size: tuple[int, int]) -> Row:
-    file, distilled, embedded = entry.get("file"), entry.get("distilled", False), "base_file" in entry
-    figures = entry.get("figures", {})
+def _row(variant: Variant) -> Row:
+    base, weights, figures = read_manifest()["bases"][variant.base], variant.weights, variant.figures or {}
     return {
-        "name": entry["name"],
-        "base": entry["base"],
+        "name": variant.name,
+        "base": variant.base,
         "license": base["license"],
-        "distilled": distilled,
-        "head_mb": None if distilled else head_megabytes(base["dim"], grid_size),
+        "distilled": variant.distilled,
+        "head_mb": None if variant.distilled else head_megabytes(base["dim"], variant.grid_size),
         **{key: figures.get(key) for key in FIGURES},
-        "base_figures": None if embedded else base.get("figures"),
-        "weights": "embedded" if embedded else file and f"{entry['repo']}:{file}",
-        **{key: entry.get(key) for key in ("revision", "size", "sha256")},
-        "note": EMBEDDED if embedded else base.get("note"),
+        "base_figures": None if variant.backbone else base.get("figures"),
+        "weights": f"{weights.repo}:{weights.file}" if isinstance(weights, Published) else weights and "embedded",
+        **{key: getattr(weights, key, None) for key in ("revision", "size", "sha256")},
+        "note": EMBEDDED if variant.backbone else base.get("note"),
     }
 
 

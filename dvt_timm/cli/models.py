@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 
-from ..checkpoints.models import holds_backbone, is_saved_model
-from ..hub.client import HUB_PREFIX
+from ..checkpoints.tensors import kind_of
+from ..hub.client import is_source
 from ..names import takes_denoiser
 from .console import CommandError
 
@@ -54,8 +55,10 @@ def _request(name: str, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
     """Say name and checkpoint as `timm.create_model` wants them."""
     if checkpoint is None:
         return name, {}
-    if is_saved_model(checkpoint):
-        return checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}", {}
-    if holds_backbone(checkpoint):
-        return name, {"pretrained_cfg_overlay": {"file": checkpoint}}
-    return name, {"denoiser": checkpoint}
+    if kind_of(checkpoint) not in ("model", "denoised"):
+        return name, {"denoiser": checkpoint}
+    if is_source(checkpoint):
+        return checkpoint, {}
+    if Path(checkpoint).is_dir():
+        return f"local-dir:{checkpoint}", {}
+    return name, {"pretrained_cfg_overlay": {"file": checkpoint}}

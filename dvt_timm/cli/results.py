@@ -28,6 +28,8 @@ from .._util.images import (
     save_picture,
 )
 from .._version import __version__
+from ..features import feature_maps
+from ..names import name_of
 from ..offline.run import fingerprint
 from .console import CommandError
 
@@ -79,7 +81,7 @@ class Recipe:
         try:
             image = self.preprocessing.resize(original)
             self._check_patch(path, image)
-            maps = feature_maps(self.model, self.preprocessing.to_tensor(image))
+            maps = maps_of(self.model, self.preprocessing.to_tensor(image))
         except (MemoryError, RuntimeError) as error:  # the CPU's out-of-memory error is a RuntimeError
             reason, size = str(error) or type(error).__name__, self.preprocessing.size
             raise ImageError(f"{path}: {reason} at --size {size}; if memory is short, pass a smaller one") from error
@@ -100,9 +102,8 @@ class Recipe:
             raise ImageError(f"{path}: patch {self.patch} is outside its {height} x {width} grid; pass another --patch")
 
 
-@torch.inference_mode()
-def feature_maps(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """Compute the last map of an image after the final norm, in one forward pass.
+def maps_of(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """Compute the maps of one image.
 
     Args:
         model: a timm `VisionTransformer` or `Eva`, denoised or not.
@@ -111,21 +112,13 @@ def feature_maps(model: Any, pixels: Tensor) -> dict[str, Tensor]:
     Returns:
         `raw` and `denoised` of a denoised model, `features` of any other; [h, w, C] float32 on the CPU.
     """
-    maps: dict[str, Tensor] = {}
-    pixels = pixels.to(model.patch_embed.proj.weight.device)
-    if hasattr(model, "denoiser"):
-        hook = model.denoiser.register_forward_hook(
-            lambda _, inputs, output: maps.update(raw=inputs[0], denoised=output)
-        )
-        try:
-            model.forward_features(pixels)
-        finally:
-            hook.remove()
+    with torch.inference_mode():
+        features = feature_maps(model, pixels)
+    if features.denoised is None:
+        maps = {"features": features.raw}
     else:
-        tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
-        grid = model.patch_embed.dynamic_feat_size(tuple(pixels.shape[2:]))
-        maps["features"] = tokens.reshape(1, *grid, -1)
-    return {name: features[0].float().cpu().contiguous() for name, features in maps.items()}
+        maps = {"raw": features.raw, "denoised": features.denoised}
+    return {name: fmap[0].permute(1, 2, 0).float().cpu().contiguous() for name, fmap in maps.items()}
 
 
 def _files(target: Path) -> tuple[Path, Path]:
@@ -144,10 +137,9 @@ def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], pane
 
 
 def _model_metadata(model: Any, checkpoint: str | None) -> dict[str, str]:
-    cfg = model.pretrained_cfg
     metadata = {
         "version": __version__,
-        "model": ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part),
+        "model": name_of(model),
         "weights_sha256": fingerprint(model),
         "stride": json.dumps(model.patch_embed.proj.stride),
     }

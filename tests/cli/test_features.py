@@ -165,7 +165,7 @@ def test_what_a_model_cannot_process_is_skipped(tmp_path: Path, monkeypatch: pyt
     recipe = results.Recipe(model.eval(), None, 28, None)
     with pytest.raises(images.ImageError, match="NaN"):
         recipe.extract(image, tmp_path / "out/a")
-    monkeypatch.setattr(results, "feature_maps", too_much)
+    monkeypatch.setattr(results, "maps_of", too_much)
     with pytest.raises(images.ImageError, match=r"OutOfMemoryError at --size 28.*smaller one"):
         recipe.extract(image, tmp_path / "out/a")
     monkeypatch.setattr(images.Preprocessing, "resize", lambda *args: (_ for _ in ()).throw(MemoryError))
@@ -183,15 +183,15 @@ def test_a_second_run_goes_on_where_the_first_was_stopped(
 ) -> None:
     for seed in range(4):
         saved(tmp_path / f"in/{seed}.png", picture(seed=seed))
-    feature_maps, seen = results.feature_maps, []
+    maps_of, seen = results.maps_of, []
 
     def interrupting(*args: Any) -> Any:
         seen.append(args)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return feature_maps(*args)
+        return maps_of(*args)
 
-    monkeypatch.setattr(results, "feature_maps", interrupting)
+    monkeypatch.setattr(results, "maps_of", interrupting)
     assert run("in") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "dvt-timm: interrupted; run the same again"
     first = times_of(tmp_path / "out")

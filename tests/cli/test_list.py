@@ -15,10 +15,10 @@ from timm.models import get_pretrained_cfg
 import dvt_timm
 from dvt_timm.cli import list as command
 from dvt_timm.cli import main as cli
-from dvt_timm.manifest import published_variants, read_manifest
+from dvt_timm.manifest import published_variants
 
-PUBLISHED = sorted(variant.name for variant in published_variants())
-UNPUBLISHED = {row["name"] for row in read_manifest()["variants"] if "file" not in row}
+PUBLISHED = sorted(published_variants())
+UNPUBLISHED = {name for name, variant in published_variants().items() if variant.weights is None}
 MAE_NOTE = "vit_base_patch16_224.mae: denoising gains 0.4 mIoU on VOC and loses on ADE20k and NYU"
 
 
@@ -111,7 +111,7 @@ def test_markdown(capsys: Any) -> None:
     text = printed(capsys, "--markdown")
     assert text.startswith("# Names\n")
     assert text == printed(capsys, "--markdown")
-    for variant in published_variants():
+    for variant in published_variants().values():
         rows = [row for row in text.splitlines() if row.startswith(f"| `{variant.arch}.") and f".{variant.tag}`" in row]
         assert len(rows) >= 1
     assert (

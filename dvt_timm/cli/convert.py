@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("source", type=Path, metavar="FILE_OR_FOLDER", help="a .pth file, or a folder of them")
     parser.add_argument("--base", metavar="NAME", help="timm name of the backbone (default: the name of the file)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=_check)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,9 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.source.is_dir():
         print(convert_checkpoint(arguments.source, arguments.out, base=arguments.base))
         return 0
-    if arguments.base is not None:
-        raise CommandError("--base goes with one file; those of a folder are named by their base")
     return _convert_folder(arguments.source, arguments.out)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.base is not None and arguments.source.is_dir():
+        raise CommandError("--base goes with one file; those of a folder are named by their base")
 
 
 def _convert_folder(source: Path, out: Path) -> int:

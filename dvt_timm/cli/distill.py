@@ -46,12 +46,12 @@ def _distill(arguments: argparse.Namespace) -> None:
     import timm
 
     from ..train import distill
-    from ..train.config import DISTIL_PRESETS
+    from ..train.config import DISTILL_PRESETS
     from .inputs import images_of
     from .models import load_model
 
     paths = images_of(arguments.images, arguments.out)
-    config, accelerator = training.begin(arguments, DISTIL_PRESETS[arguments.preset], len(paths))
+    config, accelerator = training.begin(arguments, DISTILL_PRESETS[arguments.preset], len(paths))
     teacher = load_model(arguments.base, arguments.denoiser, str(accelerator.device))
     if not hasattr(teacher, "denoiser"):
         raise CommandError(f"{arguments.base} has no denoiser to learn from; name a head as --denoiser")

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the views (default: %(default)s)")
     stage1.add_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=stage1.check)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
+            arguments.check(arguments)
             if arguments.needs_timm:
                 dvt_timm._register()
             status: int = arguments.run(arguments)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dvt-timm", description="Denoised vision transformers for timm.")
     parser.add_argument("--version", action="version", version=f"dvt-timm {__version__}")
-    parser.set_defaults(needs_timm=True)
+    parser.set_defaults(check=lambda arguments: None, needs_timm=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

@@ -69,6 +69,15 @@ def _smoothness(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from error
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raise CommandError where an option is of the other solver."""
+    closed = arguments.smoothness is not None or arguments.density is not None
+    if arguments.solver == "neural-field" and closed:
+        raise CommandError("--smoothness and --density are of --solver least-squares; leave them out, or choose that")
+    if arguments.solver == "least-squares" and arguments.field_steps is not None:
+        raise CommandError("--field-steps is of --solver neural-field; leave it out, or choose that")
+
+
 def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageFitter:
     """Make what solves an image, as the options say.
 
@@ -103,13 +112,10 @@ def solver_of(arguments: argparse.Namespace) -> Solver:
     """Make the solver; an option that is not given keeps the solver's own default."""
     from ..offline import LeastSquaresSolver, NeuralFieldSolver
 
-    closed = {"density": arguments.density, "smoothness": arguments.smoothness}
-    closed = {name: value for name, value in closed.items() if value is not None}
-    steps = {} if arguments.field_steps is None else {"num_steps": arguments.field_steps}
     if arguments.solver == "neural-field":
-        if closed:
-            raise CommandError("--smoothness and --density are of --solver least-squares; leave one of them out")
-        return NeuralFieldSolver(seed=arguments.seed, progress=True, **steps)
-    if steps:
-        raise CommandError("--field-steps is of --solver neural-field; leave it out, or choose that solver")
-    return LeastSquaresSolver(**closed)
+        return NeuralFieldSolver(seed=arguments.seed, progress=True, **_given(num_steps=arguments.field_steps))
+    return LeastSquaresSolver(**_given(density=arguments.density, smoothness=arguments.smoothness))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

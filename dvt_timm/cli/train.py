@@ -42,12 +42,11 @@ def add(commands: Commands) -> None:
     training.add_options(parser, PRESETS)
     stage1.add_options(parser)
     defaults = {name: parser.get_default(name) for name in (*stage1.OPTIONS, "num_blocks")}
-    parser.set_defaults(run=run, defaults=defaults)
+    parser.set_defaults(run=run, check=_check, defaults=defaults)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train a head, on a store or on images."""
-    _check_options(arguments)
     quiet_hub()
     with training.explained():
         if arguments.online:
@@ -57,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Raise CommandError where an option would do nothing."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise CommandError where an option is missing or would do nothing."""
     given = [name for name, default in arguments.defaults.items() if getattr(arguments, name) != default]
     if arguments.initial_head and "num_blocks" in given:
         raise CommandError("--num-blocks is of a new head, and --initial-head has its own; leave one of them out")
@@ -71,6 +70,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise CommandError("--validation takes the place of --held-out; leave one of them out")
     if arguments.online and arguments.base is None:
         raise CommandError("--online needs --base, the timm name of the backbone")
+    stage1.check(arguments)
 
 
 def _train_on_store(arguments: argparse.Namespace) -> None:

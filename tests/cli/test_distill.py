@@ -14,9 +14,8 @@ from helpers import TINY, photos, random_head, same_weights
 from hub_server import Hub
 
 import dvt_timm
-from dvt_timm import train
 from dvt_timm.cli import distill as distill_command
-from dvt_timm.train.config import DISTIL_PRESETS
+from dvt_timm.train.config import DISTILL_PRESETS
 
 
 def test_from_photos_to_a_model(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,13 +65,13 @@ def test_out_of_memory(command: Callable[..., int], monkeypatch: pytest.MonkeyPa
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(train, "distill", exhausted)
+    monkeypatch.setattr(distill_command, "_distill", exhausted)
     assert command("distill", "--base", TINY, "--images", "photos", "--out", "run") == 2
     assert "Tried to allocate 9 GiB; raise --accumulation" in capsys.readouterr().err
 
 
 def test_presets() -> None:
-    assert set(distill_command.PRESETS) == DISTIL_PRESETS.keys()
+    assert set(distill_command.PRESETS) == DISTILL_PRESETS.keys()
 
 
 @pytest.mark.parametrize(

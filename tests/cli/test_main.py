@@ -53,7 +53,17 @@ def test_help_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["sing"], ["features"], ["features", "a.png", "--size", "0"], ["train", "--out", "run"], ["list", "no*"]],
+    [
+        [],
+        ["sing"],
+        ["features"],
+        ["features", "a.png", "--size", "0"],
+        ["fit", "a.png", "--field-steps", "9"],
+        ["train", "--out", "run"],
+        ["train", "--out", "run", "--online", "a.png"],
+        ["convert", ".", "--base", "vit_base_patch16_224.dino", "--out", "run"],
+        ["list", "no*"],
+    ],
     ids=" ".join,
 )
 def test_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:

@@ -55,7 +55,7 @@ def test_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Trainer, "_take_step", interrupting)
     assert command("train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT) == 130
-    assert "interrupted after step 1 of 6; run the same again to go on" in capsys.readouterr().err
+    assert "interrupted after step 1 of 6; call it again with the same arguments to go on" in capsys.readouterr().err
 
 
 def test_online_is_the_store(command: Callable[..., int]) -> None:
@@ -72,7 +72,7 @@ def test_validation_on_a_store_of_other_images(command: Callable[..., int]) -> N
     photos(Path("others"), 3, first=8)
     assert command("fit", "others", "--model", TINY, "--out", "others-store", *FEW) == 0
     for source in (["--store", "store"], ["--online", "photos", "--base", TINY, *FEW]):
-        out = source[0].strip("-")
+        out = f"run-{source[0].strip('-')}"
         assert command("train", *source, "--validation", "others-store", "--out", out, *SHORT) == 0
         assert list(json.loads(Path(out, "metrics.json").read_text())) == ["held-out images (3)"]
         assert len(list(Path(out, "pictures").glob("000006-*.png"))) == 3
@@ -136,7 +136,7 @@ def test_what_stops_it_is_one_line(
 def test_without_accelerate(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     assert command("train", "--online", "photos", "--base", TINY, "--out", "run") == 2
-    assert "training needs accelerate; pip install accelerate tensorboard" in capsys.readouterr().err
+    assert "training needs accelerate; pip install" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_things_is_refused(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

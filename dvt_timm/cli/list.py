@@ -25,10 +25,6 @@ LONG: dict[str, Column] = {
 }
 SHORT = {"voc_miou": FIGURES["voc_miou"], "ade20k_miou": FIGURES["ade20k_miou"]}
 WIDTH = 100  # columns of the short form
-EMBEDDED = (
-    "a ViT-S/14 of DINOv2's architecture, fine-tuned for saliency; a stand-in so that everything runs without a "
-    "network, not DINOv2-S"
-)
 FIGURES_NOTE = (
     "VOC, ADE20k: mIoU in percent of the authors' linear probes, base -> with these weights; published with their "
     "release, not measured by this project."
@@ -132,7 +128,7 @@ def _row(variant: Variant) -> Row:
         "base_figures": None if variant.backbone else base.get("figures"),
         "weights": f"{weights.repo}:{weights.file}" if isinstance(weights, Published) else weights and "embedded",
         **{key: getattr(weights, key, None) for key in ("revision", "size", "sha256")},
-        "note": EMBEDDED if variant.backbone else base.get("note"),
+        "note": variant.note,
     }
 
 

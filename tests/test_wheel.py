@@ -123,7 +123,7 @@ def test_the_three_stages(run: Run, tmp_path: Path) -> None:
     short = ["--batch-size", "1", "--workers", "0", "--held-out", "1"]
     run("dvt-timm", "fit", PHOTOS, "--out", "store", "--views", "2", "--size", "56", "--panel")
     run("dvt-timm", "train", "--store", "store", "--out", "head", "--steps", "2", *short)
-    run("dvt-timm", "distil", "--base", DEMO, "--denoiser", "head", "--images", PHOTOS, "--out", "plain",
+    run("dvt-timm", "distill", "--base", DEMO, "--denoiser", "head", "--images", PHOTOS, "--out", "plain",
         "--size", "28", "--steps", "1", *short)  # fmt: skip
     for written in ("store/panels/cat.png", "head/model.safetensors", "plain/model.safetensors"):
         assert (tmp_path / written).is_file()

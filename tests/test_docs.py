@@ -72,8 +72,8 @@ assert skipped == {} and torch.equal(store.clean(0), clean)
 assert torch.equal(mine.denoiser.pos_embed, dvt_timm.load_head("my-head").pos_embed)
 """,
     "docs/evaluate.md": """
-assert raw[0].shape == denoised[0].shape == (16, 21, 384)
-assert len(predicted) == len(labels) == 16 * 21
+assert raw[0].shape == denoised[0].shape == (8, 11, 384)
+assert len(predicted) == len(labels) == 8 * 11
 """,
 }
 

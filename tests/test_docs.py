@@ -164,6 +164,8 @@ def test_links_scripts_and_make_targets_exist(page: str) -> None:
         assert (PAGES[page].parent / link).exists(), link
     for script in re.findall(r"\b((?:examples|tests|weights)/[\w/]+\.\w+)", TEXTS[page]):
         assert (ROOT / script).exists(), script
+    for script, measure in re.findall(r"python (examples/benchmarks/\w+\.py) ([a-z][a-z-]*)", TEXTS[page]):
+        assert f'"{measure}"' in (ROOT / script).read_text(), (script, measure)
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", TEXTS[page], re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

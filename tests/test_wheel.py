@@ -1,6 +1,7 @@
 """The wheel holds the whole tree, and every command of it runs alone: in another environment, from another folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,16 @@ def test_every_file_of_the_tree_is_in_it(built: dict[str, Path]) -> None:
     assert code_and_data == files_below("dvt_timm") | weights | {"dvt_timm_command.py"}
     licenses = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
     assert licenses == {"LICENSE", "NOTICE", "weights/demo/LICENSE"}
+
+
+def test_the_description_has_no_links_that_lead_nowhere(built: dict[str, Path]) -> None:
+    """On a package index there is no repository beside it."""
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        metadata = wheel.read(name).decode()
+    assert "timm.create_model" in metadata
+    assert "](https://" in metadata
+    assert not re.search(r"\]\((?!https?:)", metadata)
 
 
 def test_every_file_of_the_tree_is_in_the_sdist(built: dict[str, Path]) -> None:

@@ -90,7 +90,8 @@ def colorize(values: NDArray[np.floating], low: float, high: float) -> Pixels:
 
     Args:
         values: [h, w].
-        low, high: the values of its darkest and its brightest color.
+        low: the value of its darkest color.
+        high: the value of its brightest color.
 
     Returns:
         [h, w, 3] uint8.
@@ -152,7 +153,10 @@ def decomposition_panel(
 
     Args:
         image: what the maps were computed from.
-        raw, semantics, artifact, residual: feature maps of one shape.
+        raw: the features themselves.
+        semantics: what belongs to a place in the image, a map of the same shape as all of them.
+        artifact: what belongs to a position in the grid.
+        residual: what is left.
 
     Returns:
         [height, width, 3] uint8 RGB.

@@ -1,4 +1,4 @@
-"""Heads of the embedded DINOv2 measured side by side, on photos and frames that none of them was trained on.
+"""Heads of the embedded backbone measured side by side, on photos and frames that none of them was trained on.
 
     python examples/benchmarks/heads.py error --photos DIR --heads jitter=RUN1 crops=RUN2
     python examples/benchmarks/heads.py passed --photos DIR --heads ...
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=[], metavar="NAME=HEAD", help="as load_head takes them")
     parser.add_argument("--photos", type=Path, metavar="DIR")
     parser.add_argument("--camvid", type=Path, metavar="DIR", help="train, trainannot, val, valannot")
-    parser.add_argument("--count", type=int, help="photos (default: what the README reports)")
+    parser.add_argument("--count", type=int, help="photos (default: what the docs report)")
     parser.add_argument("--fit", type=int, default=250, help="photos that fit the leakage probe (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="photos that test it (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=1, help="of leakage, each with other test photos")

@@ -1,4 +1,4 @@
-"""Real photos through the embedded DINOv2: views of each, kept on disk, and what the closed form makes of them."""
+"""Real photos through the embedded backbone: views of each, kept on disk, and what the closed form makes of them."""
 
 from __future__ import annotations
 

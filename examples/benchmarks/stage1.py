@@ -13,7 +13,7 @@
     python examples/benchmarks/stage1.py options --photos DIR
 
 What needs no photos needs nothing but the package. The photos can be any folder of at least as many natural images as a
-measure takes (README: which ones were used). Maps of photos are kept in --cache, and a run that was stopped goes on.
+measure takes (docs/benchmarks.md: which ones were used). Maps of photos are kept in --cache, and a run that was stopped goes on.
 Errors of F are squared, relative to its variance, the free constant per channel removed.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--camvid", type=Path, metavar="DIR", help="CamVid: train, trainannot, val, valannot")
-    parser.add_argument("--count", type=int, help="photos, or frames to train on (default: what the README reports)")
+    parser.add_argument("--count", type=int, help="photos, or frames to train on (default: what the docs report)")
     parser.add_argument("--fit", type=int, default=250, help="photos that fit the leakage probe (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="photos that test it (default: %(default)s)")
     parser.add_argument(

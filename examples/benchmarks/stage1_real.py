@@ -1,4 +1,4 @@
-"""What `stage1.py` measures by predicting views that took no part in a fit, on photos through the embedded DINOv2."""
+"""What `stage1.py` measures by predicting views that took no part in a fit, on photos through the embedded backbone."""
 
 from __future__ import annotations
 

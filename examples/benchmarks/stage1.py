@@ -13,7 +13,8 @@
     python examples/benchmarks/stage1.py options --photos DIR
 
 What needs no photos needs nothing but the package. The photos can be any folder of at least as many natural images as a
-measure takes (docs/benchmarks.md: which ones were used). Maps of photos are kept in --cache, and a run that was stopped goes on.
+measure takes (docs/benchmarks.md: which ones were used). Maps of photos are kept in --cache, and a run that was stopped
+goes on.
 Errors of F are squared, relative to its variance, the free constant per channel removed.
 """
 

@@ -83,7 +83,7 @@ def create(entrypoint: Callable[..., Any], request: Request) -> Any:
         request: of `create_model`.
 
     Raises:
-        RuntimeError: if weights are asked for that nobody published, or a checkpoint misses the head.
+        RuntimeError: if weights are asked for that nobody published, or a saved model misses its head.
         ValueError: on arguments that no denoised model can serve.
         TypeError: on a `denoiser` of another kind.
     """
@@ -101,7 +101,7 @@ def fetch(plan: Plan) -> Fetched:
 
     Raises:
         OSError: if something is not to be had.
-        RuntimeError: if a checkpoint does not hold the head that it should, or one that nobody asked for.
+        RuntimeError: if weights do not hold the head that they should, or one that nobody asked for.
         ValueError: if something is damaged.
     """
     cache_dir = plan.options.get("cache_dir")
@@ -111,11 +111,11 @@ def fetch(plan: Plan) -> Fetched:
         sha256 = plan.base_sha256
         if cfg.hf_hub_id and not (cfg.hf_hub_filename or cfg.file):
             cfg, sha256 = pinned(cfg, cache_dir)
-    elif plan.backbone == "checkpoint":
+    elif plan.backbone == "own":
         cfg, state, held = read_weights(cfg, cache_dir)
         head = head if plan.held == "no" else _held_head(plan, held, cache_dir)
         if held and head is None:
-            raise RuntimeError(LOST_HEAD.format(place="the checkpoint", name=cfg.architecture))
+            raise RuntimeError(LOST_HEAD.format(place="the file of weights", name=cfg.architecture))
     elif not isinstance(plan.backbone, str):
         state = published_weights(plan.backbone, plan.base, cache_dir)
     if isinstance(head, Shape):
@@ -185,7 +185,7 @@ def build_plain(entrypoint: Callable[..., Any], request: Request) -> Any:
 
     Raises:
         RuntimeError: if the tag is one of ours that does not exist; if the model was about to load, or has loaded, a
-            checkpoint that holds a denoiser: some savers write the bare architecture, and timm may then load what fits
+            file that holds a denoiser: some savers write the bare architecture, and timm may then load what fits
             and drop the rest.
     """
     arch, options = request.arch, {k: v for k, v in request.options.items() if k not in ("denoiser", "stride")}
@@ -218,10 +218,10 @@ def refuse_denoiser(entrypoint: Callable[..., Any], options: Mapping[str, Any]) 
         )
 
 
-def _refuse_lost_head(name: str, checkpoint: Any) -> None:
+def _refuse_lost_head(name: str, weights: Any) -> None:
     """Raise RuntimeError if a state dict or a path, which a plain model loads, holds a denoiser."""
-    if checkpoint and kind_of(checkpoint) == "denoised":
-        place = "state_dict" if isinstance(checkpoint, Mapping) else checkpoint
+    if weights and kind_of(weights) == "denoised":
+        place = "state_dict" if isinstance(weights, Mapping) else weights
         raise RuntimeError(LOST_HEAD.format(place=place, name=name))
 
 
@@ -233,12 +233,12 @@ def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Shape | None:
 
 
 def _held_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
-    """The head that the checkpoint holds, or the plan's if the checkpoint need not hold one."""
+    """The head that the weights hold, or the plan's if they need not hold one."""
     if held:
         shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}
-        return head_from_state(held, shape, "the checkpoint")
+        return head_from_state(held, shape, "the file of weights")
     if plan.held == "must":
-        raise RuntimeError("the checkpoint does not hold the denoiser of this model; pass a head as denoiser=...")
+        raise RuntimeError("the file of weights does not hold the denoiser of this model; pass a head as denoiser=...")
     head = _fetch_head(plan, cache_dir)
     if head is None:
         raise RuntimeError(NO_HEAD.format(name=name_of(plan.cfg), base=plan.base))

@@ -75,7 +75,7 @@ class DenoiserHead(nn.Module):
 
     The blocks are timm's own `Block` (heads = dim / 64, mlp_ratio 4, qkv bias, LayerNorm eps 1e-6, no LayerScale),
     so code that wraps or patches every `Block` of a model (FSDP, LoRA patterns, token merging) meets this one too.
-    State-dict keys are those of the authors' checkpoints: `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if several).
+    State-dict keys are those of the authors' files: `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if several).
 
     Without gradients the position embedding of the last used grid is kept, not resampled on every call. It is renewed
     by `train()`, `eval()`, a forward pass with gradients, and by any change that PyTorch can see (`load_state_dict`,

@@ -67,7 +67,7 @@ class Shape:
 
 
 Head: TypeAlias = DenoiserHead | Weights | Shape | None
-Backbone: TypeAlias = Literal["random", "base", "checkpoint"] | Weights
+Backbone: TypeAlias = Literal["random", "base", "own"] | Weights
 Held: TypeAlias = Literal["no", "maybe", "must"]
 
 
@@ -78,9 +78,9 @@ class Plan:
     base: str  # timm name of the backbone
     base_sha256: str | None  # of its weights, where they are embedded
     cfg: PretrainedCfg  # what the model says of itself, and where the backbone's weights are
-    backbone: Backbone  # weights: none, timm's of the base, those that `cfg` names, or distilled ones
+    backbone: Backbone  # weights: none, timm's of the base, the caller's own that `cfg` names, or distilled ones
     head: Head
-    held: Held  # whether the checkpoint is asked for a head, which then goes before `head`
+    held: Held  # whether own weights are asked for a head, which then goes before `head`
     stride: int | None  # pixels between patches, None for the patch size
     img_size: tuple[int, int]  # (height, width) in pixels that was asked for
     options: dict[str, Any]  # arguments of timm's entrypoint
@@ -234,7 +234,7 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
         return "random"
     if own:
         foreign = cfg.custom_load and cfg.source not in SAVED  # a format that timm's models read themselves
-        return "base" if foreign and (cfg.file or cfg.url) else "checkpoint"
+        return "base" if foreign and (cfg.file or cfg.url) else "own"
     variant = target.variant
     if variant is None or not variant.distilled or variant.weights is None:
         return "base"
@@ -247,14 +247,14 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
 
 
 def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backbone) -> tuple[Head, Held]:
-    """Where the head comes from, and whether the checkpoint is asked for one first.
+    """Where the head comes from, and whether own weights are asked for one first.
 
     Raises:
         RuntimeError: if nobody published one.
         TypeError, ValueError: on a `denoiser` that is none.
     """
     denoiser, variant = target.denoiser, target.variant
-    held: Held = "no" if backbone != "checkpoint" else "must" if cfg.source in SAVED else "maybe"
+    held: Held = "no" if backbone != "own" else "must" if cfg.source in SAVED else "maybe"
     if isinstance(denoiser, DenoiserHead):
         return denoiser, "no"
     if isinstance(denoiser, str | Path):

@@ -146,7 +146,7 @@ def full_disk(size: int = 20_000) -> Iterator[None]:
 
 
 def photo(seed: int = 0) -> Image.Image:
-    """Smooth random colours."""
+    """Smooth random colors."""
     noise = np.random.default_rng(seed).integers(0, 255, size=(6, 7, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
 

@@ -23,7 +23,7 @@ SIZE = 160  # pixels, 10 x 10 patches
 
 def random_views(device: str, num_views: int = 12) -> Views:
     grid = PatchGrid((SIZE, SIZE), (16, 16), (16, 16))
-    xy = patch_xy(sample_windows(num_views, "jitter", 0, grid.image_size), *grid.centres())
+    xy = patch_xy(sample_windows(num_views, "jitter", 0, grid.image_size), *grid.centers())
     features = torch.randn(*xy.shape[:3], 32, generator=torch.Generator().manual_seed(0))
     return Views(features.to(device), xy.to(device))
 
@@ -82,7 +82,7 @@ def test_all_three_stages(tmp_path: Path) -> None:
     assert open_store(store).settings["views"]["autocast"] == "bfloat16"
     assert main(["train", "--store", store, "--out", head, *quick]) == 0
     assert main(["train", "--online", photos, "--base", name, "--size", "112", "--out", f"{head}2", *quick]) == 0
-    assert main(["distil", "--base", name, "--images", photos, "--size", "112", "--out", plain, *quick]) == 0
+    assert main(["distill", "--base", name, "--images", photos, "--size", "112", "--out", plain, *quick]) == 0
     model = timm.create_model("vit_small_patch14_dinov2", denoiser=head, num_classes=0)
     assert model.denoiser.pos_embed.shape == (1, 64, 384)
     assert main(["features", f"{photos}/0.png", "--out", str(tmp_path / "out")]) == 0

@@ -198,7 +198,7 @@ def test_functional_transforms() -> None:
             torch.testing.assert_close(output, head(x), atol=1e-5, rtol=1e-5)
 
 
-def test_initialisation_after_the_meta_device() -> None:
+def test_initialization_after_the_meta_device() -> None:
     with torch.device("meta"):
         head = DenoiserHead(64, (30, 30))
     head = head.to_empty(device="cpu")

@@ -62,16 +62,16 @@ OVERLAY = OVERLAY
         ((SMALL, None, False, {"denoiser": HELD}), "random", Shape((5, 4), 2), "no"),
         ((SMALL, None, True, {"denoiser": HELD}), "base", Shape((5, 4), 2), "no"),
         # weights of one's own, which may hold a head
-        ((SMALL, "dvt", True, OVERLAY), "checkpoint", Published, "maybe"),
+        ((SMALL, "dvt", True, OVERLAY), "own", Published, "maybe"),
         (
             (SMALL, None, True, {**OVERLAY, "denoiser": HELD}),
-            "checkpoint",
+            "own",
             Shape((5, 4), 2),
             "maybe",
         ),
-        ((SMALL, None, True, {**OVERLAY, "denoiser": HEAD}), "checkpoint", HEAD, "no"),
-        ((SMALL, "dvt", True, {"pretrained_cfg_overlay": {"hf_hub_id": "me/vit"}}), "checkpoint", Published, "maybe"),
-        (("vit_giant_patch14_dinov2", "dvt", True, OVERLAY), "checkpoint", None, "maybe"),
+        ((SMALL, None, True, {**OVERLAY, "denoiser": HEAD}), "own", HEAD, "no"),
+        ((SMALL, "dvt", True, {"pretrained_cfg_overlay": {"hf_hub_id": "me/vit"}}), "own", Published, "maybe"),
+        (("vit_giant_patch14_dinov2", "dvt", True, OVERLAY), "own", None, "maybe"),
         # a stride alone
         ((SMALL, None, True, {"stride": 7}), "base", None, "no"),
     ],
@@ -143,7 +143,7 @@ def test_warnings_are_part_of_the_plan() -> None:
 
 def test_a_pretrained_cfg_of_the_callers() -> None:
     cfg = dataclasses.replace(get_pretrained_cfg(f"{SMALL}.dvt"), file="mine.safetensors")
-    assert plan(SMALL, cfg).backbone == "checkpoint"
+    assert plan(SMALL, cfg).backbone == "own"
     assert plan(SMALL, {"tag": "dvt", "file": "mine.safetensors"}).held == "maybe"
     assert plan(SMALL, get_pretrained_cfg(f"{SMALL}.dvt")).backbone == "base"
 

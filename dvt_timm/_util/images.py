@@ -56,10 +56,10 @@ class Preprocessing:
         return image.resize(size[::-1], Image.Resampling[self.interpolation.upper()])
 
     def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
-        """The normalised pixels."""
-        return self.normalise(pixels_of(image)[None])
+        """The normalized pixels."""
+        return self.normalize(pixels_of(image)[None])
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the same device."""
         mean, std = (pixels.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -133,7 +133,7 @@ def read_weights(
 
 
 class _Reader(nn.Module):
-    """What timm takes for a model, so that it reads a checkpoint and gives it away."""
+    """What timm takes for a model, so that it reads a file and gives it away."""
 
     state: dict[str, Tensor]
 
@@ -156,8 +156,8 @@ def load_backbone(
         model: a timm `VisionTransformer` or `Eva` without a head.
         state: the tensors.
         cfg: what is known of them.
-        stride: distance of two patches in pixels that the model is to get, None for its patch size. A checkpoint of
-            overlapping patches sets it here, before its position embedding is loaded.
+        stride: distance of two patches in pixels that the model is to get, None for its patch size. Tensors of
+            overlapping patches set it here, before its position embedding is loaded.
         img_size: (height, width) in pixels that the position embedding is for then.
         with_classifier: whether the model keeps its own, if it has one.
 
@@ -170,7 +170,7 @@ def load_backbone(
     state = (eva_filter if isinstance(model, Eva) else vit_filter)(dict(state), model)
     if STEM in state:  # timm 1.0.21 would adapt a stem of the right width too
         state[STEM] = _adapt_stem(state[STEM], model.patch_embed.proj.in_channels)
-    place = str(cfg.hf_hub_id or cfg.file or "the checkpoint")
+    place = str(cfg.hf_hub_id or cfg.file or "the file of weights")
     _check_complete(state, model, place, cfg.classifier)
     check_finite(state, place)
     given = {**cfg.to_dict(), **NOWHERE, "source": None, "state_dict": state, "input_size": (3, *cfg.input_size[1:])}
@@ -206,18 +206,18 @@ def _at_commit(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[Pretra
 
 
 def _check_complete(
-    state: Mapping[str, Tensor], model: Any, checkpoint: str, classifier: str | tuple[str, ...] | None
+    state: Mapping[str, Tensor], model: Any, place: str, classifier: str | tuple[str, ...] | None
 ) -> None:
     """Raise RuntimeError if tensors of a model are missing: timm lets it pass where the number of classes differs."""
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     own = tuple(f"{name}." for name in names)
     missing = [key for key in model.state_dict() if key not in state and not key.startswith(own)]
     if missing:
-        raise RuntimeError(f"{checkpoint} does not fit the model: Missing key(s) in state_dict: {', '.join(missing)}")
+        raise RuntimeError(f"{place} does not fit the model: Missing key(s) in state_dict: {', '.join(missing)}")
 
 
 def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:
-    """Whether a checkpoint's position embedding is on the denser grid of overlapping patches already.
+    """Whether a position embedding is on the denser grid of overlapping patches already.
 
     Raises:
         ValueError: if a saved model's is on neither grid: nothing says how its tokens lie.
@@ -228,7 +228,7 @@ def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: 
     height, width = overlapping_grid(img_size, model.patch_embed.patch_size, (stride, stride))
     if saved and tokens not in (model.patch_embed.num_patches, height * width):
         raise ValueError(
-            f"the checkpoint has {tokens} positions, which are not the {height} x {width} patches of stride {stride} "
+            f"the weights have {tokens} positions, which are not the {height} x {width} patches of stride {stride} "
             f"at img_size {tuple(img_size)}; load it without img_size, as it was saved, then call model.set_input_size"
         )
     return bool(tokens == height * width)

@@ -29,7 +29,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
     """Turn an authors' `.pth` into a folder: a head as `save_head` writes it, or distilled weights as `save_model`.
 
     Args:
-        source: a denoised checkpoint, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
+        source: a denoised file, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
             one, `{"model": state_dict, ...}` with timm's keys behind "model.".
         folder: made if it does not exist.
         base: timm name of the backbone, "arch.tag"; by default the name of the file, as the authors' files have it.
@@ -39,7 +39,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such checkpoint, is damaged, would run code, or does not fit `base`.
+        ValueError: if it is no such file, is damaged, would run code, or does not fit `base`.
     """
     source = Path(source)
     if not source.is_file():

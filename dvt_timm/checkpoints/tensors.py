@@ -34,7 +34,7 @@ Kind: TypeAlias = Literal["head", "model", "denoised", "unknown"]
 
 DAMAGED = "{path} is damaged or no safetensors file: {error}"
 SCHEMA = 1  # of the config.json that this version writes
-# what torch.load raises on files that are no checkpoints
+# what torch.load raises on files that it cannot read
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error)
 _FLOAT64_SCALAR: list[Any] = [
     (scalar, "numpy._core.multiarray.scalar"),
@@ -124,26 +124,26 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_pickle(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of an authors' checkpoint, on the CPU, under the keys of `DenoiserHead` or of timm.
+    """The tensors of one of the authors' files, on the CPU, under the keys of `DenoiserHead` or of timm.
 
     Args:
         path: a denoised or distilled `.pth` file.
 
     Raises:
-        ValueError: if the file is not such a checkpoint, is damaged, or would run code.
+        ValueError: if the file is none of theirs, is damaged, or would run code.
     """
     try:
         with torch.serialization.safe_globals(_FLOAT64_SCALAR):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {_reason(error)}") from None
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+        raise ValueError(f"{path} cannot be read as a file of tensors: {_reason(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     for kind, prefix in (("denoiser", ""), ("model", "model.")):
-        state = checkpoint.get(kind)
+        state = content.get(kind)
         if isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             return {key.removeprefix(prefix): value for key, value in state.items()}
-    raise ValueError(f"{path} holds neither 'denoiser' nor 'model' tensors, only {sorted(map(str, checkpoint))}")
+    raise ValueError(f"{path} holds neither 'denoiser' nor 'model' tensors, only {sorted(map(str, content))}")
 
 
 def _kind_of_keys(keys: Iterable[str]) -> Kind:
@@ -172,13 +172,13 @@ def _keys(path: Path) -> set[str]:
 
 
 def _pickled_keys(path: Path) -> set[str]:
-    """The names in a PyTorch checkpoint, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
+    """The names in a pickle of PyTorch, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in the checkpoints of timm's train.py
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in what timm's train.py writes
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (*UNREADABLE, OSError):
         return set()
-    states = [checkpoint, *checkpoint.values()] if isinstance(checkpoint, dict) else []
+    states = [content, *content.values()] if isinstance(content, dict) else []
     return {str(key) for state in states if isinstance(state, dict) for key in state}
 
 

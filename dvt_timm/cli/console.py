@@ -29,14 +29,15 @@ def positive(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --checkpoint and --device, the arguments of `models.load_model`."""
+    """Add --model, --weights and --device, the arguments of `models.load_model`."""
     parser.add_argument("--model", default=DEMO, metavar="NAME", help="timm name (default: %(default)s)")
     parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
+        "--weights",
+        metavar="SOURCE",
         help="a head (folder, file, hf-hub:user/repo), the model's weights (file), or the folder of a saved model, "
         "which takes the place of --model",
     )
+    parser.add_argument("--checkpoint", dest="weights", help=argparse.SUPPRESS)  # its name up to version 0.1
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
 
 

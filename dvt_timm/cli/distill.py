@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "distill",
         help="train a plain ViT to give denoised features",
-        description="Stage 3: the whole backbone learns what it gives with its head. RUN gets a plain timm checkpoint, "
+        description="Stage 3: the whole backbone learns what it gives with its head. RUN gets a plain timm model, "
         "for create_model('local-dir:RUN'). After an interruption, run the same again. On several GPUs: accelerate "
         "launch -m dvt_timm distill ...",
     )

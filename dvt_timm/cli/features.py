@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not images:
         raise no_images(arguments.paths)
     _make_folder(arguments.out)
-    model = load_model(arguments.model, arguments.checkpoint, arguments.device)
-    recipe = Recipe(model, arguments.checkpoint, arguments.size, arguments.patch)
+    model = load_model(arguments.model, arguments.weights, arguments.device)
+    recipe = Recipe(model, arguments.weights, arguments.size, arguments.patch)
     skipped, kept = _extract_all(recipe, images)
     missing = len(arguments.paths) - len(paths)
     if kept:

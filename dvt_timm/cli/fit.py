@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_hub()
     team = Team(arguments.device)
     missing, targets = find_listed(arguments.paths, arguments.out / PANELS)
-    model = load_model(arguments.model, arguments.checkpoint, arguments.device or team.device)
+    model = load_model(arguments.model, arguments.weights, arguments.device or team.device)
     failures = fit_store(
         stage1.fitter_of(model, arguments, progress=len(targets) == 1),
         [*missing, *targets],

@@ -17,12 +17,12 @@ from .console import CommandError
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
 
 
-def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
+def load_model(name: str, weights: str | None, device: str | None) -> Any:
     """Build a timm model with its weights, for images of any size.
 
     Args:
         name: of `timm.create_model`.
-        checkpoint: a head (folder, `.safetensors` file, `hf-hub:user/repo`), the weights of the model in a file, or the
+        weights: a head (folder, `.safetensors` file, `hf-hub:user/repo`), the weights of the model in a file, or the
             folder of a saved model, which takes the place of `name`; None for the published weights.
         device: of PyTorch; None for the GPU if there is one.
 
@@ -31,10 +31,10 @@ def load_model(name: str, checkpoint: str | None, device: str | None) -> Any:
     """
     _check_architecture(name)
     try:
-        name, options = _request(name, checkpoint)
+        name, options = _request(name, weights)
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
     except UNBUILDABLE as error:
-        raise CommandError(f"cannot build {checkpoint or name}: {error}") from error
+        raise CommandError(f"cannot build {weights or name}: {error}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device).eval()
@@ -51,14 +51,14 @@ def _check_architecture(name: str) -> None:
         )
 
 
-def _request(name: str, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
-    """Say name and checkpoint as `timm.create_model` wants them."""
-    if checkpoint is None:
+def _request(name: str, weights: str | None) -> tuple[str, dict[str, Any]]:
+    """Say name and weights as `timm.create_model` wants them."""
+    if weights is None:
         return name, {}
-    if kind_of(checkpoint) not in ("model", "denoised"):
-        return name, {"denoiser": checkpoint}
-    if is_source(checkpoint):
-        return checkpoint, {}
-    if Path(checkpoint).is_dir():
-        return f"local-dir:{checkpoint}", {}
-    return name, {"pretrained_cfg_overlay": {"file": checkpoint}}
+    if kind_of(weights) not in ("model", "denoised"):
+        return name, {"denoiser": weights}
+    if is_source(weights):
+        return weights, {}
+    if Path(weights).is_dir():
+        return f"local-dir:{weights}", {}
+    return name, {"pretrained_cfg_overlay": {"file": weights}}

@@ -41,16 +41,16 @@ class Recipe:
 
     Args:
         model: from `load_model`.
-        checkpoint: as the command line names it.
+        weights: as the command line names it.
         size: pixels of an image's shorter side, None for the model's.
         patch: (row, column) that the panel's similarity refers to, None for the center.
     """
 
-    def __init__(self, model: Any, checkpoint: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
+    def __init__(self, model: Any, weights: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
         self.model = model
         self.preprocessing = preprocessing_of(model, size)
         self.patch = patch
-        self.metadata = {**_model_metadata(model, checkpoint), **_options_metadata(self.preprocessing, patch)}
+        self.metadata = {**_model_metadata(model, weights), **_options_metadata(self.preprocessing, patch)}
 
     def is_done(self, path: Path, target: Path) -> bool:
         """Whether both results are there, made by this recipe of an image of the same bytes."""
@@ -136,7 +136,7 @@ def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], pane
     return panel_file
 
 
-def _model_metadata(model: Any, checkpoint: str | None) -> dict[str, str]:
+def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
     metadata = {
         "version": __version__,
         "model": name_of(model),
@@ -145,7 +145,7 @@ def _model_metadata(model: Any, checkpoint: str | None) -> dict[str, str]:
     }
     if hasattr(model, "denoiser"):
         metadata["head_sha256"] = fingerprint(model.denoiser, skipped=())
-    return metadata if checkpoint is None else {**metadata, "checkpoint": checkpoint}
+    return metadata if weights is None else {**metadata, "weights": weights}
 
 
 def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:

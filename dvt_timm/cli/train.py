@@ -116,7 +116,7 @@ def _train(
         initial=_initial_head(arguments.initial_head),
         num_blocks=arguments.num_blocks,
     )
-    weights = ", pretrained_cfg_overlay={'file': CHECKPOINT}" if "weights_file_sha256" in samples.settings else ""
+    weights = ", pretrained_cfg_overlay={'file': WEIGHTS}" if "weights_file_sha256" in samples.settings else ""
     use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
     training.say_result(arguments.out, accelerator, use)
 

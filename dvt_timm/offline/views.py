@@ -89,7 +89,7 @@ class ViewStream:
     @torch.no_grad()
     def _features(self, pixels: Tensor) -> Tensor:  # [b, h, w, C]
         weight = self.model.patch_embed.proj.weight
-        images = self.preprocessing.normalise(pixels.to(weight.device)).to(weight.dtype)
+        images = self.preprocessing.normalize(pixels.to(weight.device)).to(weight.dtype)
         with torch.autocast(weight.device.type, self.autocast, enabled=self.autocast != torch.float32):
             maps = plain_intermediates(self.model, images, self.layer)
         return maps.permute(0, 2, 3, 1).float()

@@ -23,7 +23,7 @@ DISTILLED, DISTILLED_BASE = "deit3_base_patch16_224.dvt_voc_distilled", "deit3_b
 
 
 def as_published(path: Path, kind: str, state: dict[str, torch.Tensor]) -> bytes:
-    """A file as the authors' training writes it, with the numpy scalar in its optimiser's state."""
+    """A file as the authors' training writes it, with the numpy scalar in its optimizer's state."""
     optimizer = {"param_groups": [{"lr": np.float64(1e-4)}]}
     torch.save({kind: state, "optimizer": optimizer, "step": 7}, path)
     return path.read_bytes()

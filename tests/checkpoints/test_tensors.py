@@ -50,7 +50,7 @@ def test_code_does_not_run(tmp_path: Path) -> None:
 
     path = tmp_path / "a.pth"
     torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": Hostile()}, path)
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: it holds a ") as caught:
+    with pytest.raises(ValueError, match="cannot be read as a file of tensors: it holds a ") as caught:
         read_pickle(path)
     assert "weights_only=False" not in str(caught.value)
     assert "\n" not in str(caught.value)

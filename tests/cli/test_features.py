@@ -117,7 +117,7 @@ def test_bad_size(size: str, capsys: Any) -> None:
 def test_similarity_to_a_chosen_patch(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
     saved(tmp_path / "a.png")
     panels = []
-    for options in ([], ["--patch", "2,3"], ["--patch", "0,5"]):  # the grid is 4 x 6, its centre 2, 3
+    for options in ([], ["--patch", "2,3"], ["--patch", "0,5"]):  # the grid is 4 x 6, its center 2, 3
         assert run("a.png", *options) == 0
         panels.append((tmp_path / "out/a.png").read_bytes())
     assert panels[0] == panels[1] != panels[2]
@@ -219,15 +219,15 @@ def test_other_images_weights_and_options_are_done_anew(run: Any, tmp_path: Path
     for options in (
         {"size": "28"},
         {"args": ["--patch", "1,1"], "size": "28"},
-        {"args": ["--checkpoint", "head"]},
-        {"args": ["--checkpoint", "backbone"]},
+        {"args": ["--weights", "head"]},
+        {"args": ["--weights", "backbone"]},
     ):
         assert run("a.png", *options.get("args", ()), size=options.get("size", "56")) == 0
         results_now = times_of(tmp_path / "out")
         assert all(results_now[path] > time for path, time in results_before.items())
         results_before = results_now
     saved(tmp_path / "a.png", picture(seed=1))
-    assert run("a.png", "--checkpoint", "backbone") == 0
+    assert run("a.png", "--weights", "backbone") == 0
     assert all(times_of(tmp_path / "out")[path] > time for path, time in results_before.items())
     assert "done before" not in capsys.readouterr().err
 

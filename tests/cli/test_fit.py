@@ -185,7 +185,7 @@ def test_weights_of_ones_own(run: Callable[..., int], tmp_path: Path) -> None:
     dvt_timm.save_model(model, tmp_path / "whole")
     stores = []
     for name in ("plain.safetensors", "whole"):
-        assert run("photos", "--model", TINY, "--checkpoint", name, "--out", f"store-{name}") == 0
+        assert run("photos", "--model", TINY, "--weights", name, "--out", f"store-{name}") == 0
         stores.append(open_store(tmp_path / f"store-{name}"))
     expected = ImageFitter(model.eval(), num_views=3, size=56)(tmp_path / "photos/0.png")
     for store in stores:

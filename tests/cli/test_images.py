@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from dvt_timm._util import images
 
 
-def test_pixels_are_normalised_as_timm_says() -> None:
+def test_pixels_are_normalized_as_timm_says() -> None:
     preprocessing = images.Preprocessing(14, (14, 14), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bicubic")
     pixels = preprocessing.to_tensor(Image.new("RGB", (14, 14), (255, 0, 51)))
     torch.testing.assert_close(pixels[0, :, 3, 4], torch.tensor([1.0, -1.0, 0.2]))

@@ -30,7 +30,7 @@ DEMO_HEAD = manifest.weights_path("demo/head.safetensors")
         (["--model", "vit_small_patch14_dinov2.dvt_nope"], "no variant vit_small_patch14_dinov2.dvt_nope"),
         (["--model", "vit_giant_patch14_dinov2.dvt"], "no published weights"),
         (["--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
-        (["--checkpoint", "missing.safetensors"], "missing.safetensors not found"),
+        (["--weights", "missing.safetensors"], "missing.safetensors not found"),
         (["--device", "nonsense"], "cannot use device 'nonsense'"),
     ],
 )
@@ -67,11 +67,11 @@ def test_damaged_checkpoint(tmp_path: Path, capsys: Any) -> None:
     damaged = tmp_path / "head.safetensors"
     damaged.write_bytes(DEMO_HEAD.read_bytes()[:1000])
     image = saved(tmp_path / "a.png")
-    line = error_of(capsys, "features", str(image), "--out", str(tmp_path / "out"), "--checkpoint", str(damaged))
+    line = error_of(capsys, "features", str(image), "--out", str(tmp_path / "out"), "--weights", str(damaged))
     assert "damaged" in line
 
 
-def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> None:
+def test_weights_of_every_form(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
     dvt_timm.save_head(random_head(384, (5, 4)), tmp_path / "head", base="vit_small_patch14_dinov2.lvd142m")
     whole = timm.create_model(DEMO, pretrained=True, num_classes=0)
@@ -81,8 +81,8 @@ def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> N
     save_for_hf(whole, tmp_path / "timm", safe_serialization=False)
     results = []
     for form in (DEMO_HEAD, "head", "head/model.safetensors", "whole", "whole/model.safetensors", "timm"):
-        assert run("a.png", "--checkpoint", form) == 0
-        assert metadata_of(tmp_path / "out/a.safetensors")["checkpoint"] == str(form)
+        assert run("a.png", "--weights", form) == 0
+        assert metadata_of(tmp_path / "out/a.safetensors")["weights"] == str(form)
         results.append(load_file(tmp_path / "out/a.safetensors"))
     for result in results[1:]:
         torch.testing.assert_close(result["raw"], results[0]["raw"])
@@ -94,13 +94,19 @@ def test_checkpoints_of_every_form(run: Callable[..., int], tmp_path: Path) -> N
     assert not torch.allclose(published, whole_folder, atol=0.1)
 
 
+def test_the_old_word_for_weights(run: Callable[..., int], tmp_path: Path) -> None:
+    saved(tmp_path / "a.png")
+    assert run("a.png", "--checkpoint", str(DEMO_HEAD)) == 0
+    assert metadata_of(tmp_path / "out/a.safetensors")["weights"] == str(DEMO_HEAD)
+
+
 def test_a_saved_model_keeps_its_stride(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
     dvt_timm.save_model(timm.create_model(DEMO, pretrained=True, num_classes=0, stride=7), tmp_path / "dense")
-    assert run("a.png", "--checkpoint", "dense") == 0
+    assert run("a.png", "--weights", "dense") == 0
     assert load_file(tmp_path / "out/a.safetensors")["denoised"].shape == (7, 11, 384)
     metadata = metadata_of(tmp_path / "out/a.safetensors")
-    assert (metadata["model"], metadata["checkpoint"], metadata["stride"]) == (DEMO, "dense", "[7, 7]")
+    assert (metadata["model"], metadata["weights"], metadata["stride"]) == (DEMO, "dense", "[7, 7]")
 
 
 def test_features_with_heads_and_models_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -111,7 +117,7 @@ def test_features_with_heads_and_models_of_the_hub(hub: Hub, tmp_path: Path, mon
     dvt_timm.push_to_hub(model, "me/merged", merged=True)
     Image.new("RGB", (60, 60), (90, 120, 30)).save(tmp_path / "a.png")
     maps = []
-    for options in (["--model", TINY, "--checkpoint", "hf-hub:me/head"], ["--checkpoint", "hf-hub:me/merged"]):
+    for options in (["--model", TINY, "--weights", "hf-hub:me/head"], ["--weights", "hf-hub:me/merged"]):
         args = ["features", str(tmp_path / "a.png"), "--size", "64", "--out", str(tmp_path / "out"), *options]
         assert cli.main(args) == 0
         maps.append(load_file(tmp_path / "out/a.safetensors"))

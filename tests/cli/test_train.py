@@ -38,9 +38,9 @@ def test_a_head_for_weights_of_ones_own(command: Callable[..., int], capsys: pyt
     torch.manual_seed(1)
     timm.models.save_for_hf(timm.create_model(TINY), "mine", model_config={}, safe_serialization=True)
     weights = "mine/model.safetensors"
-    assert command("fit", "photos", "--model", TINY, "--checkpoint", weights, "--out", "store", *FEW) == 0
+    assert command("fit", "photos", "--model", TINY, "--weights", weights, "--out", "store", *FEW) == 0
     assert command("train", "--store", "store", "--base", "test_vit", "--out", "run", *SHORT) == 0
-    assert "denoiser='run', pretrained_cfg_overlay={'file': CHECKPOINT})" in capsys.readouterr().out
+    assert "denoiser='run', pretrained_cfg_overlay={'file': WEIGHTS})" in capsys.readouterr().out
     timm.create_model(TINY, pretrained=True, denoiser="run", pretrained_cfg_overlay={"file": weights})
     with pytest.warns(UserWarning, match=f"the head was trained on other weights of {TINY}"):
         timm.create_model(TINY, pretrained=True, denoiser="run")

@@ -171,6 +171,6 @@ class TestHostileRepositories:
         torch.save({"denoiser": {"pos_embed": torch.ones(1)}, "optimizer": Hostile()}, tmp_path / "hostile.pth")
         file = "voc_denoised/vit_small_patch14_dinov2.lvd142m.pth"
         hub.repo("jjiaweiyang/DVT", {file: (tmp_path / "hostile.pth").read_bytes()})
-        with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors"):
+        with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
             timm.create_model("vit_small_patch14_dinov2.dvt", pretrained=True)
         assert not (tmp_path / "ran").exists()

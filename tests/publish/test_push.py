@@ -221,14 +221,14 @@ class TestCard:
         found = {r["dataset"]["name"]: (r["metrics"][0]["name"], r["metrics"][0]["value"]) for r in entry["results"]}
         assert found == {"PASCAL VOC 2012": ("mIoU", 84.92), "NYU Depth v2": ("RMSE", 0.3811)}
 
-    def test_licence_of_the_base(self, hub: Hub) -> None:
-        for base, licence in (
+    def test_license_of_the_base(self, hub: Hub) -> None:
+        for base, license in (
             ("vit_base_patch16_224.mae", "cc-by-nc-4.0"),
             ("eva02_base_patch16_clip_224.merged2b", "mit"),
         ):
             hub.absent.add(f"timm/{base}")
-            dvt_timm.push_to_hub(random_head(768, (4, 4)), f"me/{licence}", base=base)
-            assert card_of(hub, f"me/{licence}").data.license == licence
+            dvt_timm.push_to_hub(random_head(768, (4, 4)), f"me/{license}", base=base)
+            assert card_of(hub, f"me/{license}").data.license == license
 
     def test_eval_results_of_the_client(self, hub: Hub, head: Any) -> None:
         result = EvalResult("image-segmentation", "ade20k", "ADE20k", "miou", 48.5, dataset_split="val")
@@ -290,7 +290,7 @@ class TestCard:
             with pytest.warns(UserWarning, match=r"me/head has a README\.md, which is kept; see whether"):
                 dvt_timm.push_to_hub(model, "me/head", **options)
 
-    def test_a_licence_that_the_hub_has_no_word_for(self, hub: Hub, head: Any) -> None:
+    def test_a_license_that_the_hub_has_no_word_for(self, hub: Hub, head: Any) -> None:
         if "vit_small_patch16_dinov3" not in timm.list_models():
             pytest.skip("no DINOv3 in this timm")
         base = "vit_small_patch16_dinov3.lvd1689m"

@@ -1,4 +1,4 @@
-"""What a model gives for images: raw and denoised maps from one pass, and photos of any shape as its input."""
+"""The features of images, raw and denoised, from one pass of a model; photos of any shape as its input."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from .models import uncompiled
 
 
 class FeatureMaps(NamedTuple):
-    """Features of images after the model's final norm."""
+    """Features of B images after the model's final norm: H x W patches of C channels.
 
-    raw: Tensor  # [B, C, H, W] patch tokens of the backbone
-    denoised: Tensor | None  # [B, C, H, W] the same from the head; None for a model without one
-    class_token: Tensor | None  # [B, C]; None for a model without one
-    register_tokens: Tensor  # [B, R, C]; R is 0 for most models
+    Attributes:
+        raw: [B, C, H, W], the patch tokens of the backbone.
+        denoised: [B, C, H, W], the same from the head; None for a model without one.
+        class_token: [B, C]; None for a model without one.
+        register_tokens: [B, R, C]; R is 0 for most models.
+    """
+
+    raw: Tensor
+    denoised: Tensor | None
+    class_token: Tensor | None
+    register_tokens: Tensor
 
 
 def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
-    """Take raw and denoised maps, class and register tokens of images, from one pass.
+    """Compute raw and denoised maps, class and register tokens of images in one pass.
 
     >>> maps = feature_maps(model, preprocess(model, "photo.jpg"))
     >>> maps.raw, maps.denoised  # [1, C, H, W] each
@@ -36,7 +43,7 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
 
     Raises:
         TypeError: if the model has no patch tokens.
-        ValueError: if the images do not fit the model.
+        ValueError: if the images do not fit a denoised model; for a plain one timm raises AssertionError.
     """
     inner = uncompiled(model)
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
@@ -64,7 +71,7 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
 
 
 def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: int | None = None) -> Tensor:
-    """Make a model's input of a photo of any shape: resized to whole patches, nothing cropped, normalized.
+    """Make a model's input of a photo of any shape: resize it to whole patches, crop nothing, normalize it.
 
     timm's own transform (`timm.data.create_transform`) crops the photo to the model's square instead.
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ._util.images import as_image, preprocessing_of
-from .models import uncompiled
+from .models import plain_features, uncompiled
 
 
 class FeatureMaps(NamedTuple):
@@ -43,28 +43,21 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
 
     Raises:
         TypeError: if the model has no patch tokens.
-        ValueError: if the images do not fit a denoised model; for a plain one timm raises AssertionError.
+        ValueError: if the images do not fit the model.
     """
     inner = uncompiled(model)
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
         raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
     images = images.to(inner.patch_embed.proj.weight.device)
-    raw: list[Tensor] = []  # [B, H, W, C], what the head is given
-    hooks = []
-    if hasattr(inner, "denoiser"):
-        hooks = [inner.denoiser.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))]
-    try:
-        tokens = model.forward_features(images)  # [B, prefix + H * W, C]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tokens = plain_features(inner, images)
     height, width = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     prefix, patches = tokens[:, : inner.num_prefix_tokens], tokens[:, inner.num_prefix_tokens :]
-    fmap = patches.transpose(1, 2).reshape(len(images), -1, height, width)
+    raw = patches.reshape(len(images), height, width, -1)
+    denoised = inner.denoiser(raw).permute(0, 3, 1, 2) if hasattr(inner, "denoiser") else None
     has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
     return FeatureMaps(
-        raw=raw[0].permute(0, 3, 1, 2) if raw else fmap,
-        denoised=fmap if raw else None,
+        raw=raw.permute(0, 3, 1, 2),
+        denoised=denoised,
         class_token=prefix[:, 0] if has_class else None,
         register_tokens=prefix[:, int(has_class) :],
     )

@@ -312,7 +312,12 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
 
     Returns:
         The same model.
+
+    Raises:
+        TypeError: if the model has no head.
     """
+    if not isinstance(model, _Denoised):
+        raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no head to take off")
     plain: Any = model
     args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
     del plain.denoiser
@@ -324,6 +329,17 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
 def uncompiled(module: Any) -> Any:
     """Give the module that torch.compile has wrapped; give any other module as it is."""
     return getattr(module, COMPILED[:-1], module)
+
+
+def plain_features(model: Any, x: Tensor) -> Tensor:  # [B, 3, height, width] -> [B, prefix + H * W, C]
+    """Compute the tokens after the final norm, as the model gives them without a denoiser.
+
+    Raises:
+        ValueError: if the images do not fit the model.
+    """
+    embed = model.patch_embed
+    check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
+    return model._plain_forward_features(x) if isinstance(model, _Denoised) else model.forward_features(x)
 
 
 def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]

@@ -57,7 +57,7 @@ class PatchGrid:
         return y, x
 
     def edge_to_edge(self) -> tuple[Tensor, Tensor]:
-        """Give the released code's places of rows [h] and columns [w]: the outermost patches lie on the view's border."""
+        """Give the released code's places of rows [h] and columns [w]: the outermost ones lie on the view's border."""
         y, x = (torch.linspace(0, 1, count, dtype=torch.float64) for count in self.shape)
         return y, x
 

@@ -82,7 +82,7 @@ class FeatureStore:
         return h, w, C
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """Read (raw, target) to train on, of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
+        """Read (raw, target) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
 
         Raises:
             IndexError: if the store has no such pair.

@@ -400,6 +400,7 @@ class TestWarnings:
         factory._log_once.cache_clear()
         for _ in range(2):
             create(VIT)
+        factory._log_once.cache_clear()
         create(VIT, denoiser=SHAPE)
         assert [record.getMessage() for record in caplog.records if record.name == "dvt_timm"] == [
             f"{VIT} without pretrained=True has a random head, which scrambles features"

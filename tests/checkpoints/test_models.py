@@ -111,3 +111,22 @@ def test_features_only_models_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="without features_only"):
         dvt_timm.save_model(create(VIT, features_only=True), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_its_configuration_says(tmp_path: Path) -> None:
+    model = create(VIT, denoiser=random_head(), drop_path_rate=0.3, num_classes=5)
+    assert dvt_timm.save_model(torch.compile(model), tmp_path / "mine", base="x.y") == tmp_path / "mine"
+    config = json.loads((tmp_path / "mine/config.json").read_text())
+    assert (config["library"], config["kind"], config["base"]) == ("dvt-timm", "model", "x.y")
+    assert config["num_classes"] == 5
+    assert not {"num_classes", "drop_path_rate"} & config["model_args"].keys()
+    dvt_timm.save_model(model, tmp_path / "nameless")
+    assert "base" not in json.loads((tmp_path / "nameless/config.json").read_text())
+
+
+def test_one_that_a_newer_version_wrote(tmp_path: Path) -> None:
+    dvt_timm.save_model(create(VIT, denoiser=random_head()), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "schema": 99}))
+    with pytest.raises(ValueError, match=r"has schema 99 .*update dvt-timm"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)

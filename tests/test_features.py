@@ -42,13 +42,20 @@ def test_a_plain_model_and_one_without_a_class_token() -> None:
     assert maps.register_tokens.shape == (2, 0, 128)
 
 
+@pytest.mark.parametrize("part", ["nothing", "model", "head"])
 @torch.no_grad()
-def test_one_pass_even_when_compiled_and_strided() -> None:
+def test_one_pass_even_when_compiled_and_strided(part: str) -> None:
     model = create("vit_small_patch14_dinov2.dvt", stride=7)
+    expected = dvt_timm.feature_maps(model, images())
     passes: list[int] = []
     model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    maps = dvt_timm.feature_maps(model, images())
-    assert maps.raw.shape == maps.denoised.shape == (2, 128, 7, 9)
+    if part == "head":
+        model.denoiser = torch.compile(model.denoiser, backend="eager")
+    maps = dvt_timm.feature_maps(torch.compile(model, backend="eager") if part == "model" else model, images())
+    assert maps.raw.shape == (2, 128, 7, 9)
+    assert torch.equal(maps.raw, expected.raw)
+    torch.testing.assert_close(maps.denoised, expected.denoised)
+    assert not torch.equal(maps.raw, maps.denoised)
     assert len(passes) == 1
 
 

@@ -28,6 +28,19 @@ def test_items_are_taken_as_they_are_needed() -> None:
     assert len(taken) == 4
 
 
+def test_what_nobody_waits_for_is_not_made() -> None:
+    made = []
+
+    def slow(i: int) -> None:
+        time.sleep(0.01)
+        made.append(i)
+
+    results = made_ahead(slow, range(100), threads=1, most=50)
+    next(results)
+    results.close()
+    assert len(made) < 10
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_error_comes_where_its_result_would(threads: int) -> None:
     before = threading.active_count()

@@ -182,15 +182,6 @@ def test_a_grid_that_only_the_metadata_knows(tmp_path: Path) -> None:
         dvt_timm.load_head(tmp_path / "head.safetensors")
 
 
-def test_the_demo_weights_are_the_files_of_the_manifest() -> None:
-    from dvt_timm.manifest import weights_path
-
-    demo = find_variant(DEMO)
-    for weights in (demo.weights, demo.backbone):
-        data = weights_path(weights.file).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (weights.size, weights.sha256)
-
-
 def test_a_base_of_ones_own_name_is_written_as_its_backbone(tmp_path: Path, own_names: None) -> None:
     """No other process knows the name."""
     name = "vit_tiny_patch16_224.dvt_saved"

@@ -15,6 +15,7 @@ from hub_server import Hub
 
 import dvt_timm
 from dvt_timm.cli import distill as distill_command
+from dvt_timm.cli import main as cli
 from dvt_timm.train.config import DISTILL_PRESETS
 
 
@@ -72,6 +73,9 @@ def test_out_of_memory(command: Callable[..., int], monkeypatch: pytest.MonkeyPa
 
 def test_presets() -> None:
     assert set(distill_command.PRESETS) == DISTILL_PRESETS.keys()
+    for name in DISTILL_PRESETS:
+        options = ["distill", "--base", "b", "--images", "i", "--out", "r", "--preset", name]
+        assert cli._parser().parse_args(options).preset == name
 
 
 @pytest.mark.parametrize(

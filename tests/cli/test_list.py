@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 import dvt_timm
 from dvt_timm.cli import list as command
 from dvt_timm.cli import main as cli
-from dvt_timm.manifest import published_variants
+from dvt_timm.manifest import published_variants, weights_path
 
 PUBLISHED = sorted(published_variants())
 UNPUBLISHED = {name for name, variant in published_variants().items() if variant.weights is None}
@@ -42,9 +42,10 @@ def test_json(capsys: Any) -> None:
     rows = {row["name"]: row for row in json.loads(printed(capsys, "--json"))}
     assert list(rows) == PUBLISHED == dvt_timm.list_variants()
     demo = rows[DEMO]
-    assert demo["note"].startswith("a ViT-S/14 of DINOv2's architecture, fine-tuned for saliency")
-    assert len(demo["sha256"]) == 64
-    for key, value in {
+    assert demo.pop("note").startswith("a ViT-S/14 of DINOv2's architecture, fine-tuned for saliency")
+    assert len(demo.pop("sha256")) == 64
+    assert demo == {
+        "name": DEMO,
         "base": "vit_small_patch14_dinov2.lvd142m",
         "license": "apache-2.0",
         "distilled": False,
@@ -54,8 +55,9 @@ def test_json(capsys: Any) -> None:
         "nyu_rmse": None,
         "base_figures": None,
         "weights": "embedded",
-    }.items():
-        assert demo[key] == value
+        "revision": None,
+        "size": weights_path("demo/head.safetensors").stat().st_size,
+    }
     distilled = rows["vit_base_patch14_dinov2.dvt_voc_distilled"]
     assert distilled["distilled"]
     assert distilled["head_mb"] is None

@@ -55,7 +55,6 @@ def test_families_that_take_no_head(tmp_path: Path, capsys: Any, name: str) -> N
 
 
 def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path, capsys: Any) -> None:
-    serve_base(hub, "vit_small_patch14_dinov2.lvd142m")
     hub.absent.add("jjiaweiyang/DVT")
     name = "vit_small_patch14_dinov2.dvt"
     line = error_of(capsys, "features", str(saved(tmp_path / "a.png")), "--out", str(tmp_path / "out"), "--model", name)

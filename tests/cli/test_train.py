@@ -84,6 +84,8 @@ def test_presets_and_numbers() -> None:
         return training.config_of(arguments, TRAIN_PRESETS[arguments.preset], 10_000)
 
     assert set(train_command.PRESETS) == TRAIN_PRESETS.keys()
+    for name in TRAIN_PRESETS:
+        assert config("--preset", name) == TRAIN_PRESETS[name].config(10_000)
     assert config() == TrainConfig()
     assert config("--preset", "paper") == TrainConfig(steps=1562, batch_size=64)
     assert config("--preset", "quick", "--lr", "1e-3") == TrainConfig(steps=2000, batch_size=8, lr=1e-3)
@@ -136,7 +138,7 @@ def test_what_stops_it_is_one_line(
 def test_without_accelerate(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     assert command("train", "--online", "photos", "--base", TINY, "--out", "run") == 2
-    assert "training needs accelerate; pip install" in capsys.readouterr().err
+    assert "training needs accelerate; pip install 'dvt-timm[train]'" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_things_is_refused(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +148,22 @@ def test_a_folder_of_other_things_is_refused(command: Callable[..., int], capsys
     assert [path.name for path in Path("mine").iterdir()] == ["0.png"]
 
 
-def test_a_stopped_run_goes_on_under_the_same_command(command: Callable[..., int]) -> None:
-    train = ["train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT]
-    assert command(*train) == 0
-    assert command(*train) == 0
+def test_a_stopped_run_goes_on_under_the_same_command(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "--online", "photos", "--base", TINY, *FEW, *SHORT]
+    assert command(*train, "--out", "whole") == 0
+    take_step, steps = Trainer._take_step, []
+
+    def counted(trainer: Trainer, *arguments: object) -> None:
+        take_step(trainer, *arguments)
+        steps.append(trainer)
+        if len(steps) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_take_step", counted)
+    assert [command(*train, "--out", "parts") for _ in range(3)] == [130, 0, 0]
+    assert len(steps) == 6
+    whole, parts = (torch.load(f"{run}/checkpoint.pt", weights_only=True)["module"] for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -78,6 +78,8 @@ def test_view_pairs_of_other_solvers_have_the_semantics_of_all_views(tmp_path: P
 
 def test_what_cannot_be_fitted() -> None:
     model = create(TINY)
+    with pytest.raises(TypeError, match=r"a PIL image or the path of one, got ndarray; PIL\.Image\.fromarray"):
+        fit_image(model, np.zeros((64, 64, 3)))
     with pytest.raises(TypeError, match=r"solver must be one like LeastSquaresSolver\(\), got 'least-squares'"):
         fit_image(model, photo(), solver="least-squares")
     with pytest.raises(ValueError, match="holds 4 views out and needs at least 7, got 6"):

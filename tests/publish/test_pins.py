@@ -165,15 +165,3 @@ def test_another_revision(hub: Hub, published: Any, own_manifest: Path, capsys: 
     assert {row["revision"] for row in rows} == {repo.branches["v1"]}
     assert cli.main(["weights", "pin", "--revision", "v9"]) == 2
     assert "no such revision" in capsys.readouterr().err
-
-
-FIELDS = {
-    *("name", "base", "repo", "revision", "file", "size", "sha256", "distilled", "figures", "note"),
-    *("base_file", "base_size", "base_sha256"),
-}
-
-
-def test_rows_are_variants() -> None:
-    """Nothing in the manifest that the package does not read."""
-    for row in json.loads(weights_path("manifest.json").read_text())["variants"]:
-        assert row.keys() <= FIELDS

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dvt_timm import viz
+from dvt_timm.viz.panel import Column, draw_panel
 
 IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
 
@@ -96,3 +97,45 @@ def test_a_decomposition_panel_shows_four_maps_in_one_projection() -> None:
         viz.decomposition_panel(IMAGE, raw[:3], semantics, artifact, residual)
     with pytest.raises(ValueError, match="uint8"):
         viz.decomposition_panel(IMAGE.astype(float), raw, semantics, artifact, residual)
+
+
+RED, GREEN = np.full((40, 60, 3), (200, 0, 0), np.uint8), np.full((4, 6, 3), (0, 200, 0), np.uint8)
+
+
+def right_of_the_input(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The part with the columns."""
+    (columns,) = np.nonzero((panel == RED[0, 0]).all(axis=2).any(axis=0))
+    return panel[:, columns.max() + 20 :]
+
+
+def test_the_patch_is_marked_in_the_input_and_in_the_columns_that_say_so() -> None:
+    panels = {
+        (patch, marked): draw_panel(RED, ["a", "b"], [Column("x", [GREEN, GREEN], marked=marked)], patch)
+        for patch in (None, (1, 2))
+        for marked in (False, True)
+    }
+    np.testing.assert_array_equal(panels[None, False], panels[None, True])
+    unmarked, marked = (right_of_the_input(panels[(1, 2), marked]) for marked in (False, True))
+    np.testing.assert_array_equal(unmarked, right_of_the_input(panels[None, False]))
+    assert (panels[(1, 2), False] != panels[None, False]).any()
+    hidden = (marked != unmarked).any(axis=2)
+    height = hidden.shape[0] // 2
+    assert hidden[:height].sum() == hidden[height:].sum() > 0  # once a row
+
+
+def test_tiles_titles_notes_and_bars_are_drawn() -> None:
+    tile = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+    bar = np.linspace((0, 0, 90), (0, 0, 220), 64).round().astype(np.uint8)[None]
+    bare = draw_panel(RED, ["a"], [Column("", [tile])])
+    blue = {"bar": bar, "ends": (0.0, 1.0)}
+    for options in ({"title": "x"}, {"title": "", "note": "x"}, {"title": "", **blue}):
+        panel = draw_panel(RED, ["a"], [Column(tiles=[tile], **options)])
+        assert panel.shape == bare.shape
+        assert (right_of_the_input(panel) != right_of_the_input(bare)).any()
+    drawn = (panel[..., 2] >= 90) & (panel[..., :2] == 0).all(axis=2)
+    (columns,) = np.nonzero(drawn.any(axis=0))
+    values = panel[drawn.any(axis=1).nonzero()[0][0], columns[0] : columns[-1] + 1, 2].astype(int)
+    assert (np.diff(values) >= 0).all()
+    assert (values[0], values[-1]) == (90, 220)
+    for color in tile.reshape(-1, 3):
+        assert (bare == color).all(axis=2).sum() > 100 * 100

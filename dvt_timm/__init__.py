@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .checkpoints.published import convert_checkpoint
     from .factory import denoise
     from .features import FeatureMaps, feature_maps, preprocess
-    from .head import DenoiserHead
+    from .head import DenoiserHead, HeadSource
     from .models import DenoisedEva, DenoisedVisionTransformer, undenoise
     from .names import list_variants
     from .publish.push import push_to_hub
@@ -36,6 +36,7 @@ __all__ = [
     "DenoisedVisionTransformer",
     "DenoiserHead",
     "FeatureMaps",
+    "HeadSource",
     "__version__",
     "convert_checkpoint",
     "denoise",
@@ -59,6 +60,7 @@ _PLACES = {  # public name -> the module that has it
     "DenoisedVisionTransformer": "models",
     "DenoiserHead": "head",
     "FeatureMaps": "features",
+    "HeadSource": "head",
     "convert_checkpoint": "checkpoints.published",
     "denoise": "factory",
     "feature_maps": "features",

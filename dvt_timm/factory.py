@@ -21,7 +21,7 @@ from .checkpoints.heads import head_from_state, load_head
 from .checkpoints.models import SAVED, load_backbone, pinned, read_weights, saved_head
 from .checkpoints.published import published_head, published_weights
 from .checkpoints.tensors import kind_of
-from .head import DenoiserHead
+from .head import DenoiserHead, HeadSource
 from .hub import client as hub
 from .models import DenoisedEva, DenoisedVisionTransformer, attach_head
 from .names import backbone_of, cfg_field, find_variant, list_variants, name_of
@@ -113,7 +113,7 @@ def fetch(plan: Plan) -> Fetched:
             cfg, sha256 = pinned(cfg, cache_dir)
     elif plan.backbone == "own":
         cfg, state, held = read_weights(cfg, cache_dir)
-        head = head if plan.held == "no" else _held_head(plan, held, cache_dir)
+        head = head if plan.held == "no" else _held_head(plan, cfg, held, cache_dir)
         if held and head is None:
             raise RuntimeError(LOST_HEAD.format(place="the file of weights", name=cfg.architecture))
     elif not isinstance(plan.backbone, str):
@@ -176,9 +176,14 @@ def denoise(
         OSError: if there is no head at the source, or the Hub refuses or fails.
 
     Warns:
-        UserWarning: if the model has no final norm before its pooling.
+        UserWarning: if the model has no final norm before its pooling, or the head was trained on another backbone.
     """
-    return attach_head(model, load_head(head, cache_dir=cache_dir) if isinstance(head, str | Path) else head)
+    head = load_head(head, cache_dir=cache_dir) if isinstance(head, str | Path) else head
+    attach_head(model, head)
+    if cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
+        for message in _doubts(head, backbone_of(name_of(model)), None):
+            warn_caller(message)
+    return model
 
 
 def build_plain(entrypoint: Callable[..., Any], request: Request) -> Any:
@@ -232,11 +237,14 @@ def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Shape | None:
     return published_head(plan.head, plan.base, cache_dir)
 
 
-def _held_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
+def _held_head(plan: Plan, cfg: PretrainedCfg, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
     """Build the head that the weights hold, or read the plan's if they hold none and need not."""
     if held:
         shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}
-        return head_from_state(held, shape, "the file of weights")
+        own = head_from_state(held, shape, "the file of weights")
+        repo, commit = hub.split_source(cfg.hf_hub_id or "")
+        own.source = HeadSource(f"{hub.HUB_PREFIX}{repo}" if repo else cfg.file or "state_dict", commit, base=plan.base)
+        return own
     if plan.held == "must":
         raise RuntimeError("the file of weights does not hold the denoiser of this model; pass a head as denoiser=...")
     head = _fetch_head(plan, cache_dir)

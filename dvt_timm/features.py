@@ -36,7 +36,7 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
 
     Args:
         model: a timm `VisionTransformer` or `Eva`, denoised or not.
-        images: [B, 3, height, width], normalized as the model wants it, on any device.
+        images: [B, 3, height, width], normalized as the model wants it, on any device, in any floating dtype.
 
     Returns:
         The features, on the model's device and in its dtype.
@@ -48,7 +48,7 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     inner = uncompiled(model)
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
         raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
-    images = images.to(inner.patch_embed.proj.weight.device)
+    images = images.to(inner.patch_embed.proj.weight)  # device and dtype
     tokens = plain_features(inner, images)
     height, width = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     prefix, patches = tokens[:, : inner.num_prefix_tokens], tokens[:, inner.num_prefix_tokens :]
@@ -78,10 +78,14 @@ def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: in
 
     Raises:
         ImageError: if the file is no image.
-        TypeError: if it is neither an image nor a path.
-        ValueError: if `size` is below 1, or the image has no pixels.
+        TypeError: if the model has no patches, or `image` is neither an image nor a path.
+        ValueError: if `size` is no whole number from 1 on, or the image has no pixels.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    preprocessing = preprocessing_of(uncompiled(model), size)
+    inner = uncompiled(model)
+    inner = getattr(inner, "model", inner)  # of features_only=True
+    if not hasattr(inner, "patch_embed"):
+        raise TypeError(f"preprocess takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
+    preprocessing = preprocessing_of(inner, size)
     return preprocessing.to_tensor(preprocessing.resize(as_image(image)))

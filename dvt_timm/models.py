@@ -274,6 +274,7 @@ class DenoisedEva(_Denoised, Eva):
 
 def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a head behind the final norm of a timm model, in place; see `dvt_timm.denoise`."""
+    _refuse_compiled(model)
     denoised = {
         VisionTransformer: DenoisedVisionTransformer,
         Eva: DenoisedEva,
@@ -314,8 +315,9 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
         The same model.
 
     Raises:
-        TypeError: if the model has no head.
+        TypeError: if the model has no head, or is compiled.
     """
+    _refuse_compiled(model)
     if not isinstance(model, _Denoised):
         raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no head to take off")
     plain: Any = model
@@ -329,6 +331,11 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
 def uncompiled(module: Any) -> Any:
     """Give the module that torch.compile has wrapped; give any other module as it is."""
     return getattr(module, COMPILED[:-1], module)
+
+
+def _refuse_compiled(model: Any) -> None:
+    if uncompiled(model) is not model:
+        raise TypeError("a compiled model cannot change its head: put it on, or take it off, before torch.compile")
 
 
 def plain_features(model: Any, x: Tensor) -> Tensor:  # [B, 3, height, width] -> [B, prefix + H * W, C]

@@ -22,12 +22,12 @@ from .names import (
     backbone_of,
     base_cfg,
     cfg_field,
+    full_name,
     is_eva,
     list_variants,
     listed_cfg,
     name_of,
     own_variant,
-    plain_model,
 )
 
 RANDOM_HEAD = (
@@ -156,9 +156,11 @@ def _saved_target(request: Request, location: str, config: Mapping[str, Any], de
     with refused(location):
         if not args.keys() <= {"denoiser", "stride"} or not isinstance(args.get("stride", 1), int):
             raise ValueError(f"its model_args {args} are not those of a head")
-        grid, embed = as_grid(shape["grid_size"]), plain_model(base).patch_embed  # type: ignore[arg-type]
-    strides = to_2tuple(args.get("stride", embed.patch_size))
-    height, width = ((n - 1) * stride + patch for n, stride, patch in zip(grid, strides, embed.patch_size, strict=True))
+        full_name(base)  # complains of one that timm does not know
+        patch, stride = config.get("patch_size"), args.get("stride", config.get("patch_size"))
+        if not isinstance(patch, int) or not 0 < stride <= patch:
+            raise ValueError(f"its patch_size {patch!r} and stride {stride!r} are not pixels of patches")
+        height, width = ((side - 1) * stride + patch for side in as_grid(shape["grid_size"]))  # type: ignore[arg-type]
     variant = own_variant(backbone_of(base), base, location)
     cfg = listed_cfg(variant, (3, height, width))
     if denoiser == args.get("denoiser"):  # timm passes what the configuration says
@@ -269,7 +271,8 @@ def _shape(denoiser: Any) -> Shape:
     if not isinstance(denoiser, Mapping):
         raise TypeError(f"denoiser must be a DenoiserHead, a path, hf-hub:... or a shape, got {denoiser!r}")
     if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
-        raise ValueError(f'denoiser={dict(denoiser)} should be {{"grid_size": [h, w], "num_blocks": n}}')
+        keys = ", ".join(map(str, list(denoiser)[:5]))
+        raise ValueError(f'denoiser={{{keys}, ...}} should be {{"grid_size": [h, w], "num_blocks": n}}')
     return Shape(as_grid(denoiser["grid_size"]), denoiser.get("num_blocks", 1))
 
 

@@ -19,17 +19,6 @@ from .head import DenoiserHead
 from .manifest import Variant, published_variants
 from .names import find_variant, keep_variant, listed_cfg, own_variant, takes_denoiser
 
-# Transformers that one may take for ViTs. Asked for a head, they say which models take one; timm alone would say
-# "unexpected keyword argument".
-OTHER_TRANSFORMERS = frozenset(
-    f"timm.models.{name}"
-    for name in (
-        *("beit", "cait", "crossvit", "hiera", "mvitv2", "naflexvit", "pit", "pvt_v2", "swin_transformer"),
-        *("swin_transformer_v2", "swin_transformer_v2_cr", "twins", "vision_transformer_hybrid"),
-        *("vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo", "xcit"),
-    )
-)
-
 
 def register_variant(name: str, *, base: str, head: str | Path | None = None) -> None:
     """Make `timm.create_model(name)` build `base` with a head of one's own, in this process.
@@ -70,14 +59,14 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
 
 
 def register_published() -> None:
-    """Register every published name; make ViTs take `denoiser=` and `stride=`, and models like them refuse both."""
+    """Register every published name; make ViTs take `denoiser=` and `stride=`, and all others refuse both."""
     for variant in published_variants().values():
         _list(variant, listed_cfg(variant))
     with _overwriting():
         for arch in timm.list_models():
             if takes_denoiser(arch):
                 _install(arch, _denoising)
-            elif model_entrypoint(arch).__module__ in OTHER_TRANSFORMERS:
+            elif model_entrypoint(arch).__module__.startswith("timm."):
                 _install(arch, _refusing)
 
 

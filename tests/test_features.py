@@ -101,7 +101,8 @@ def test_preprocess_is_timms_transform_where_nothing_is_cropped() -> None:
     ("image", "size", "error", "message"),
     [
         (torch.zeros(3, 4, 4), None, TypeError, "a PIL image or the path of one"),
-        (Image.new("RGB", (4, 4)), 0, ValueError, "at least 1 pixel"),
+        (Image.new("RGB", (4, 4)), 0, ValueError, "at least 1, got 0"),
+        (Image.new("RGB", (4, 4)), "112", ValueError, "whole number of pixels"),
         ("nowhere.png", None, dvt_timm.offline.ImageError, "nowhere.png"),
     ],
 )

@@ -42,7 +42,6 @@ def plan(arch: str, tag: Any, pretrained: bool = True, **options: Any) -> Plan:
 HELD = {"grid_size": [5, 4], "num_blocks": 2}
 FILE = {"file": "mine.safetensors"}
 OVERLAY = {"pretrained_cfg_overlay": FILE}
-OVERLAY = OVERLAY
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if arguments.source.is_file() and arguments.source.suffix != ".pth":
+        raise CommandError(f"{arguments.source} is no .pth file of the authors; there is nothing to convert")
     if arguments.base is not None and arguments.source.is_dir():
         raise CommandError("--base goes with one file; those of a folder are named by their base")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .console import Commands
+from .console import CommandError, Commands
 
 
 def add(commands: Commands) -> None:
@@ -71,4 +71,6 @@ def _metrics(source: str, given: Path | None) -> dict[str, Any] | None:
 
     own = Path(source, METRICS)
     path = given or (own if own.is_file() else None)
+    if path is not None and not path.is_file():
+        raise CommandError(f"--metrics {path} not found; give a JSON file")
     return None if path is None else read_json(path)

@@ -50,6 +50,8 @@ def as_maps(maps: Sequence[FeatureMap]) -> list[Floats]:
     Raises:
         ValueError: if there is none, if `as_map` refuses one, or if they differ in channels.
     """
+    if isinstance(maps, Tensor | np.ndarray):
+        raise ValueError(f"a list of feature maps is wanted, got one array of shape {tuple(maps.shape)}; pass [map]")
     arrays = [as_map(features) for features in maps]
     if not arrays:
         raise ValueError("no feature maps given; pass at least one")

@@ -44,7 +44,9 @@ class PositionWindows:
             raise ValueError(f"windows need boxes [V, 4] and mirrored [V], got {shapes}")
         inside = bool(((self.boxes >= 0) & (self.boxes <= 1)).all())
         if not inside or not bool((self.boxes[:, :2] < self.boxes[:, 2:]).all()):
-            raise ValueError(f"boxes must be left, top, right, bottom with 0 <= left < right <= 1, got {self.boxes.tolist()}")
+            raise ValueError(
+                f"boxes must be left, top, right, bottom with 0 <= left < right <= 1, got {self.boxes.tolist()}"
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -68,9 +70,7 @@ class PositionWindows:
         return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
 
 
-def sample_position_windows(
-    num_windows: int, seed: int = 0, *, sides: tuple[float, float] = SIDES
-) -> PositionWindows:
+def sample_position_windows(num_windows: int, seed: int = 0, *, sides: tuple[float, float] = SIDES) -> PositionWindows:
     """Draw windows: a side between `sides` of the plane's, anywhere inside it, half of them mirrored.
 
     They are spread evenly (a scrambled Sobol sequence); the same arguments give the same windows on every machine.
@@ -178,7 +178,9 @@ def _windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int
     Its angles grow linearly along rows and columns; the steps between neighbors tell their frequencies.
     """
     if min(grid) < FEWEST:
-        raise ValueError(f"a rotary embedding needs at least {FEWEST} patches a side to be read between them, got {grid}")
+        raise ValueError(
+            f"a rotary embedding needs at least {FEWEST} patches a side to be read between them, got {grid}"
+        )
     plain = rope.get_embed(shape=list(grid)) if _takes_shapes(rope) else rope.get_embed()  # [..., h * w, 2 D]
     sin, cos = plain.double().unflatten(-2, tuple(grid)).chunk(2, dim=-1)  # [..., h, w, D]
     phase = torch.complex(cos, sin)

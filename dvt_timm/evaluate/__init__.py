@@ -6,6 +6,17 @@ predict labels of patches, and `mean_iou` scores them.
 
 from .leakage import position_leakage
 from .mic import information_coefficients
+from .planting import artifact_left, distance_to_truth, plant, won_back
 from .probes import knn_probe, linear_probe, mean_iou
 
-__all__ = ["information_coefficients", "knn_probe", "linear_probe", "mean_iou", "position_leakage"]
+__all__ = [
+    "artifact_left",
+    "distance_to_truth",
+    "information_coefficients",
+    "knn_probe",
+    "linear_probe",
+    "mean_iou",
+    "plant",
+    "position_leakage",
+    "won_back",
+]

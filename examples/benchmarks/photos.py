@@ -24,7 +24,8 @@ from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
-from dvt_timm.offline.views import ViewStream, sample_windows
+from dvt_timm.offline.views import ViewStream
+from dvt_timm.offline.windows import sample_windows
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
 STEP = 37  # at least: photos are taken in steps, so that any number of them is spread over the folder

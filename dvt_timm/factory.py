@@ -1,4 +1,4 @@
-"""From a request of `create_model` to a model: plan (pure), fetch (disk and Hub), assemble."""
+"""The way from a request of `create_model` to a model: plan (pure), fetch (disk and Hub), assemble."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NOT_RECORDED = (
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a plan needs from disk and Hub."""
+    """What was read from disk and Hub for a plan."""
 
     cfg: PretrainedCfg  # the plan's, its Hub repository at one commit
     head: DenoiserHead | Shape | None
@@ -55,11 +55,11 @@ class Fetched:
 
 
 def request_of(arch: str, cfg: Any, pretrained: bool, options: Mapping[str, Any]) -> Request:
-    """What timm passes on, with the row of the name, and the config.json of a head that timm took for a model.
+    """Make a request of what timm passes on, the row of the name, and the config.json of a head taken for a model.
 
     Raises:
         RuntimeError: if the tag is one of ours that does not exist.
-        ValueError: if a newer version wrote the config.json, or a repository's names a head elsewhere.
+        ValueError: if a newer version wrote the config.json, or if that of a repository names a head elsewhere.
     """
     source, tag = cfg_field(cfg, "source"), cfg if isinstance(cfg, str) else cfg_field(cfg, "tag")
     variant, head = find_variant(f"{arch}.{tag}"), None
@@ -80,12 +80,12 @@ def create(entrypoint: Callable[..., Any], request: Request) -> Any:
 
     Args:
         entrypoint: timm's own function of the architecture.
-        request: of `create_model`.
+        request: what `create_model` asks for.
 
     Raises:
-        RuntimeError: if weights are asked for that nobody published, or a saved model misses its head.
+        RuntimeError: if weights are asked for that nobody published, or a saved model lacks its head.
         ValueError: on arguments that no denoised model can serve.
-        TypeError: on a `denoiser` of another kind.
+        TypeError: if `denoiser` is neither a head, nor a source, nor a shape.
     """
     if request.is_plain:
         return build_plain(entrypoint, request)
@@ -100,9 +100,9 @@ def fetch(plan: Plan) -> Fetched:
     """Read what a plan needs: files of this package, of the caller, of the Hub.
 
     Raises:
-        OSError: if something is not to be had.
-        RuntimeError: if weights do not hold the head that they should, or one that nobody asked for.
-        ValueError: if something is damaged.
+        OSError: if a file is not to be had.
+        RuntimeError: if weights lack the head that they should hold, or hold one that nobody asked for.
+        ValueError: if a file is damaged.
     """
     cache_dir = plan.options.get("cache_dir")
     head = _fetch_head(plan, cache_dir) if plan.held == "no" else None  # before the backbone, which is larger
@@ -128,7 +128,7 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
 
     Raises:
         RuntimeError: if the weights do not fit the model.
-        ValueError, TypeError: if the head or the stride do not.
+        ValueError, TypeError: if the head or the stride does not fit it.
     """
     model = entrypoint(pretrained=plan.backbone == "base", pretrained_cfg=fetched.cfg, **plan.options)
     if fetched.state is not None:
@@ -156,23 +156,24 @@ def denoise(
 ) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a denoiser head behind the final norm of a timm model, in place.
 
-    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves to its
-    device and dtype: give each model a head of its own.
-    A model that is denoised already gets the new head instead of its old one.
+    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves to the
+    model's device and dtype: give each model a head of its own. A model that is denoised already gets the new head
+    instead of its old one.
 
     Args:
         model: a timm `VisionTransformer` or `Eva`.
         head: the denoiser, as wide as the model; or its folder, its `.safetensors` file or
             `hf-hub:user/repo[@revision]`.
-        cache_dir: of the Hub client, its own default if None.
+        cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: if the model is neither, or is a subclass with methods of its own, or head is no head.
-        ValueError: if the head's width is not the model's, or if the model drops patches; and as `load_head`.
-        OSError: as `load_head`.
+        TypeError: if the model is neither of these (a subclass is not), or `head` is neither a `DenoiserHead` nor a
+            source.
+        ValueError: if the head is not as wide as the model, the model drops patches, or the head's file is damaged.
+        OSError: if there is no head at the source, or the Hub refuses or fails.
 
     Warns:
         UserWarning: if the model has no final norm before its pooling.
@@ -184,9 +185,8 @@ def build_plain(entrypoint: Callable[..., Any], request: Request) -> Any:
     """Build a model without head or stride, as timm does.
 
     Raises:
-        RuntimeError: if the tag is one of ours that does not exist; if the model was about to load, or has loaded, a
-            file that holds a denoiser: some savers write the bare architecture, and timm may then load what fits
-            and drop the rest.
+        RuntimeError: if the weights that the model would load, or has loaded, hold a denoiser: some savers write the
+            bare architecture, and timm may then load what fits and drop the rest.
     """
     arch, options = request.arch, {k: v for k, v in request.options.items() if k not in ("denoiser", "stride")}
     if has_lost_tag(request):
@@ -219,21 +219,21 @@ def refuse_denoiser(entrypoint: Callable[..., Any], options: Mapping[str, Any]) 
 
 
 def _refuse_lost_head(name: str, weights: Any) -> None:
-    """Raise RuntimeError if a state dict or a path, which a plain model loads, holds a denoiser."""
+    """Raise RuntimeError if a state dict or a file, which a plain model loads, holds a denoiser."""
     if weights and kind_of(weights) == "denoised":
         place = "state_dict" if isinstance(weights, Mapping) else weights
         raise RuntimeError(LOST_HEAD.format(place=place, name=name))
 
 
 def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Shape | None:
-    """The plan's head, read where it lies."""
+    """Read the plan's head where it lies."""
     if plan.head is None or isinstance(plan.head, DenoiserHead | Shape):
         return plan.head
     return published_head(plan.head, plan.base, cache_dir)
 
 
 def _held_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
-    """The head that the weights hold, or the plan's if they need not hold one."""
+    """Build the head that the weights hold, or read the plan's if they hold none and need not."""
     if held:
         shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}
         return head_from_state(held, shape, "the file of weights")
@@ -246,7 +246,7 @@ def _held_head(plan: Plan, held: dict[str, Tensor], cache_dir: Any) -> DenoiserH
 
 
 def _doubts(head: DenoiserHead | None, base: str, base_sha256: str | None) -> tuple[str, ...]:
-    """A warning where a head is put on another backbone than it was trained on."""
+    """Make the warning, if any, of a head that is put on another backbone than it was trained on."""
     source = head.source if head is not None else None
     if source is None or source.base is None:
         return ()
@@ -256,11 +256,11 @@ def _doubts(head: DenoiserHead | None, base: str, base_sha256: str | None) -> tu
         difference = f"was trained on other weights of {base} (their SHA-256 is {source.base_sha256})"
     else:
         return ()
-    return (f"the head {difference}: its output may be wrong",)
+    return (f"the head {difference}: its output may be wrong; use a head that was trained on this backbone",)
 
 
 def _features_only(model: Any, indices: int | list[int]) -> Any:
-    """What timm makes of `features_only=True` and `feature_cls="getter"`."""
+    """Wrap a model as timm does for `features_only=True` and `feature_cls="getter"`."""
     net: Any = FeatureGetterNet(model, out_indices=indices)
     if hasattr(model, "_traits"):  # timm 1.0.21 has none
         net._traits, net.in_chans = dict(model._traits), model._traits.get("in_chans")

@@ -1,4 +1,4 @@
-"""What a model gives for images: raw and denoised maps from one pass, and photos of any shape as its input."""
+"""The features of images, raw and denoised, from one pass of a model; photos of any shape as its input."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from PIL import Image
 from torch import Tensor
 
 from ._util.images import as_image, preprocessing_of
-from .models import uncompiled
+from .models import plain_features, uncompiled
 
 
 class FeatureMaps(NamedTuple):
-    """Features of images after the model's final norm."""
+    """Features of B images after the model's final norm: H x W patches of C channels.
 
-    raw: Tensor  # [B, C, H, W] patch tokens of the backbone
-    denoised: Tensor | None  # [B, C, H, W] the same from the head; None for a model without one
-    class_token: Tensor | None  # [B, C]; None for a model without one
-    register_tokens: Tensor  # [B, R, C]; R is 0 for most models
+    Attributes:
+        raw: [B, C, H, W], the patch tokens of the backbone.
+        denoised: [B, C, H, W], the same from the head; None for a model without one.
+        class_token: [B, C]; None for a model without one.
+        register_tokens: [B, R, C]; R is 0 for most models.
+    """
+
+    raw: Tensor
+    denoised: Tensor | None
+    class_token: Tensor | None
+    register_tokens: Tensor
 
 
 def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
-    """Take raw and denoised maps, class and register tokens of images, from one pass.
+    """Compute raw and denoised maps, class and register tokens of images in one pass.
 
     >>> maps = feature_maps(model, preprocess(model, "photo.jpg"))
     >>> maps.raw, maps.denoised  # [1, C, H, W] each
@@ -42,29 +49,22 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
         raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
     images = images.to(inner.patch_embed.proj.weight.device)
-    raw: list[Tensor] = []  # [B, H, W, C], what the head is given
-    hooks = []
-    if hasattr(inner, "denoiser"):
-        hooks = [inner.denoiser.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))]
-    try:
-        tokens = model.forward_features(images)  # [B, prefix + H * W, C]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tokens = plain_features(inner, images)
     height, width = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     prefix, patches = tokens[:, : inner.num_prefix_tokens], tokens[:, inner.num_prefix_tokens :]
-    fmap = patches.transpose(1, 2).reshape(len(images), -1, height, width)
+    raw = patches.reshape(len(images), height, width, -1)
+    denoised = inner.denoiser(raw).permute(0, 3, 1, 2) if hasattr(inner, "denoiser") else None
     has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
     return FeatureMaps(
-        raw=raw[0].permute(0, 3, 1, 2) if raw else fmap,
-        denoised=fmap if raw else None,
+        raw=raw.permute(0, 3, 1, 2),
+        denoised=denoised,
         class_token=prefix[:, 0] if has_class else None,
         register_tokens=prefix[:, int(has_class) :],
     )
 
 
 def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: int | None = None) -> Tensor:
-    """Make a model's input of a photo of any shape: resized to whole patches, nothing cropped, normalized.
+    """Make a model's input of a photo of any shape: resize it to whole patches, crop nothing, normalize it.
 
     timm's own transform (`timm.data.create_transform`) crops the photo to the model's square instead.
 

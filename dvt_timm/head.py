@@ -27,9 +27,9 @@ def resample_positions(
     height: int,
     width: int,
 ) -> Tensor:  # [1, height * width, C]
-    """Resample a position embedding to another grid (bicubic, antialiased); itself when the grid is its own.
+    """Resample a position embedding to another grid, bicubic and antialiased; leave it as it is on its own grid.
 
-    The arithmetic of timm's `resample_abs_pos_embed`, whose older versions take 2 x 8 positions for 4 x 4.
+    The arithmetic is that of timm's `resample_abs_pos_embed`, whose older versions take 2 x 8 positions for 4 x 4.
     """
     if height == grid_size[0] and width == grid_size[1]:
         return pos_embed
@@ -49,7 +49,7 @@ def check_map(x: Tensor, dim: int) -> None:
 
 
 def as_grid(grid_size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of two whole numbers, both at least 1; ValueError for anything else."""
+    """Read (height, width) from two whole numbers of at least 1; raise ValueError on anything else."""
     try:
         height, width = (operator.index(side) for side in grid_size)
     except (TypeError, ValueError):
@@ -61,7 +61,7 @@ def as_grid(grid_size: Sequence[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class HeadSource:
-    """Where a head's weights come from."""
+    """The origin of a head's weights."""
 
     place: str  # a folder, a file or "hf-hub:user/repo[@revision]", as it was named
     commit: str | None = None  # of the repository
@@ -71,26 +71,29 @@ class HeadSource:
 
 
 class DenoiserHead(nn.Module):
-    """Position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
+    """A position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
 
-    The blocks are timm's own `Block` (heads = dim / 64, mlp_ratio 4, qkv bias, LayerNorm eps 1e-6, no LayerScale),
-    so code that wraps or patches every `Block` of a model (FSDP, LoRA patterns, token merging) meets this one too.
-    State-dict keys are those of the authors' files: `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if several).
+    It is the denoiser of stage 2 (arXiv 2401.02957, section 4.2). The blocks are timm's own `Block` (heads = dim / 64,
+    mlp_ratio 4, qkv bias, LayerNorm eps 1e-6, no LayerScale), so code that wraps or patches every `Block` of a model
+    (FSDP, LoRA patterns, token merging) meets this one too. State-dict keys are those of the authors' files:
+    `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if there are several blocks).
 
     Without gradients the position embedding of the last used grid is kept, not resampled on every call. It is renewed
     by `train()`, `eval()`, a forward pass with gradients, and by any change that PyTorch can see (`load_state_dict`,
     dtype and device moves, in-place operations). A write through `.data`, which it cannot see, needs an `eval()`.
 
     Args:
-        dim: channels C, a multiple of 64.
-        grid_size: (height, width) in patches of the position embedding; need not be square.
-        num_blocks: transformer blocks, 1 in every published head.
+        dim: channels C, a positive multiple of 64.
+        grid_size: (height, width) in patches of the position embedding, both at least 1; it need not be square.
+        num_blocks: number of transformer blocks, at least 1; every published head has 1.
 
     Attributes:
-        source: where its weights come from, None if they are random.
+        source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`), None if they are
+            random.
 
     Raises:
-        ValueError: on a width that is not a multiple of 64, an empty grid or no block.
+        ValueError: if `dim` is no positive multiple of 64, `grid_size` is not two whole numbers of at least 1, or
+            `num_blocks` is no whole number of at least 1.
     """
 
     __jit_unused_properties__ = ("config",)
@@ -118,27 +121,27 @@ class DenoiserHead(nn.Module):
         self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
 
     def reset_parameters(self) -> None:
-        """Draw the position embedding anew; the blocks' layers have a method of this name of their own."""
+        """Draw the position embedding anew; the layers of the blocks have a `reset_parameters` of their own."""
         nn.init.normal_(self.pos_embed, std=0.02)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What rebuilds this head, JSON-friendly: `{"grid_size": [h, w], "num_blocks": n}`."""
+        """What rebuilds this head besides `dim`, JSON-friendly: `{"grid_size": [h, w], "num_blocks": n}`."""
         return {"grid_size": list(self.grid_size), "num_blocks": self.num_blocks}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Name the parameters that weight decay should leave alone."""
         return {"pos_embed"}
 
     def forward(self, x: Tensor) -> Tensor:  # [B, H, W, C] -> [B, H, W, C]
         """Denoise a feature map of any grid.
 
         Args:
-            x: [B, H, W, C] patch tokens after the model's final norm.
+            x: [B, H, W, C], the patch tokens of B images after the model's final norm.
 
         Returns:
-            [B, H, W, C] denoised tokens.
+            [B, H, W, C], the denoised tokens.
 
         Raises:
             ValueError: if x is not [B, H, W, dim].
@@ -155,7 +158,7 @@ class DenoiserHead(nn.Module):
 
     @torch.jit.ignore
     def _positions(self, height: int, width: int) -> Tensor:  # [1, height * width, C]
-        """The position embedding at a grid, from the cache where that is safe."""
+        """Give the position embedding at a grid, from the cache where that is safe."""
         source = self.pos_embed
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(height, int)
         if traced or (height, width) == self.grid_size or source.is_inference() or type(source) is not nn.Parameter:
@@ -173,7 +176,7 @@ class DenoiserHead(nn.Module):
         return cached[2]
 
     def train(self, mode: bool = True) -> DenoiserHead:
-        """As `nn.Module.train`; the kept position embedding is dropped."""
+        """Set the mode as `nn.Module.train` does, and drop the kept position embedding."""
         self._resampled = None
         return super().train(mode)
 

@@ -1,4 +1,4 @@
-"""The published names: the rows of weights/manifest.json, and what follows from a row. Needs neither timm nor torch."""
+"""The published names: the rows of weights/manifest.json, and what follows from a row; needs neither timm nor torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Own:
-    """A head of a user's own."""
+    """A user's own head."""
 
     source: str | Path  # folder, file or "hf-hub:user/repo[@revision]"
 
@@ -47,13 +47,11 @@ class Variant:
 
     name: str  # "arch.tag"
     base: str  # timm name of the backbone, "arch.tag": normalization, license, and weights but for `backbone`
-    weights: Weights | None = (
-        None  # of the head, or of the whole model if it is distilled; None if nobody published any
-    )
+    weights: Weights | None = None  # of the head, or of the whole model if distilled; None if nobody published any
     distilled: bool = False  # a plain timm model, which needs no head
     backbone: Embedded | None = None  # the backbone's weights, where they are not those of `base`
     dim: int | None = None  # channels of the backbone; None where a user's own head says it
-    note: str | None = None  # what to know before one uses it
+    note: str | None = None  # what to know before use
     figures: dict[str, float | None] | None = None  # published: voc_miou, ade20k_miou in percent, nyu_rmse in meters
 
     @property
@@ -66,7 +64,7 @@ class Variant:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """(3, height, width) that the released heads were trained at (arXiv 2401.02957).
+        """The (3, height, width) in pixels that the released heads were trained at (arXiv 2401.02957).
 
         Raises:
             ValueError: if the architecture's name does not say its patch size.
@@ -81,33 +79,33 @@ class Variant:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """(h, w) in patches of the head's position embedding."""
+        """The (h, w) in patches of the head's position embedding."""
         side = self.input_size[1] // (named_patch_size(self.arch) or 1)
         return side, side
 
 
 def named_patch_size(arch: str) -> int | None:
-    """Pixels of a patch, as in "vit_small_patch14_dinov2"; None if the name does not say."""
+    """Read the pixels of a patch from a name like "vit_small_patch14_dinov2"; None if the name does not say."""
     match = re.search(r"_patch(\d+)", arch)
     return int(match[1]) if match else None
 
 
 @cache
 def read_manifest() -> dict[str, Any]:
-    """The parsed manifest: `bases` (timm name -> channels, license, published figures, note) and `variants`."""
+    """Read the manifest: `bases` (timm name -> channels, license, published figures, note) and `variants`."""
     manifest: dict[str, Any] = json.loads(weights_path("manifest.json").read_text(encoding="utf-8"))
     return manifest
 
 
 @cache
 def published_variants() -> dict[str, Variant]:
-    """Every row of the manifest, in its order, by its name."""
+    """Give every row of the manifest, in its order, by its name."""
     manifest = read_manifest()
     return {row["name"]: _variant(row, manifest["bases"][row["base"]]) for row in manifest["variants"]}
 
 
 def weights_path(file: str) -> Path:
-    """Where a file of `weights/` lies: in this installation, or in the clone that Python runs in."""
+    """Find a file of `weights/`, in this installation or in the clone that Python runs in."""
     try:
         folder = Path(str(files("dvt_timm.weights")))
     except ModuleNotFoundError:  # a clone hides the installed package from code that is run in it

@@ -34,7 +34,7 @@ def check_image_size(
     fixed: bool,
     padded: bool,
 ) -> None:
-    """Raise ValueError unless the images are whole patches (or padded to them), and of the fixed size if any."""
+    """Raise ValueError unless images are whole patches, or padded to them, and have the fixed size if there is one."""
     if x.ndim != 4:
         raise ValueError(f"images must be [B, channels, height, width], got {list(x.shape)}")
     for name, side, patch, expected in (
@@ -61,19 +61,19 @@ def _check_traceable(x: Tensor | torch.fx.Proxy, dynamic: bool) -> None:
 
 
 def _renamed(method: FunctionType, name: str) -> FunctionType:
-    """A copy of a method under another name: TorchScript knows no super() and compiles by the function's name."""
+    """Copy a method under another name: TorchScript knows no super() and compiles by the function's name."""
     copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
     copy.__annotations__ = method.__annotations__
     return copy
 
 
 class _Denoised(_TimmViT):
-    """What both families share; comes before the timm class among their bases."""
+    """The part that both families share; it comes before the timm class among their bases."""
 
     __jit_unused_properties__ = ("_model_args",)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        """(H, W) in patches of images x [B, 3, height, width]; ValueError if they do not fit the model."""
+        """Give (H, W) in patches of images x [B, 3, height, width]; raise ValueError if they do not fit the model."""
         if not torch.jit.is_scripting():
             _check_traceable(x, self.dynamic_img_size)
         embed = self.patch_embed
@@ -104,7 +104,7 @@ class _Denoised(_TimmViT):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:  # [B, prefix + H * W, C]
-        """timm's `forward_features` with the patch tokens replaced by the head's."""
+        """Compute what timm's `forward_features` gives, with the head's patch tokens in place of the backbone's."""
         grid = self._grid(x)
         if attn_mask is None and not is_causal:
             tokens = self._plain_forward_features(x)
@@ -117,7 +117,7 @@ class _Denoised(_TimmViT):
         return self._plain_forward_features(x, **self._masks(attn_mask, is_causal))
 
     def _masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-        """The mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
+        """Choose the mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
         given = {"attn_mask": attn_mask, "is_causal": is_causal}
         return {
             key: value
@@ -126,7 +126,7 @@ class _Denoised(_TimmViT):
         }
 
     def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
-        """timm's `forward_intermediates`, then the last block's map and the final features replaced."""
+        """Call timm's `forward_intermediates`, then replace the last block's map and the final features."""
         depth = len(self.blocks)
         take_indices, max_index = feature_take_indices(depth, indices)
         has_last = depth - 1 in take_indices
@@ -161,7 +161,7 @@ class _Denoised(_TimmViT):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """timm's `prune_intermediate_layers`; the final norm stays, since the denoiser reads what it gives.
+        """Prune as timm does, but keep the final norm, since the denoiser reads what it gives.
 
         Raises:
             ValueError: if the last block is not among `indices`: nothing would be denoised.
@@ -176,17 +176,17 @@ class _Denoised(_TimmViT):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """timm's names without weight decay, and the head's."""
+        """Name timm's parameters without weight decay, and the head's."""
         return super().no_weight_decay() | {f"denoiser.{name}" for name in self.denoiser.no_weight_decay()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups, and one for the head between the last block and the classifier."""
+        """Give timm's parameter groups, and one for the head between the last block and the classifier."""
         return dict(super().group_matcher(coarse), denoiser=r"^denoiser\.")
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """timm records here what rebuilds a model: the head's shape belongs to it, whatever was passed."""
+        """The arguments that rebuild the model, which timm records here; the head's shape is always among them."""
         return dict(self.__dict__.get("_model_args", {}), denoiser=self.denoiser.config)
 
     @_model_args.setter
@@ -197,7 +197,7 @@ class _Denoised(_TimmViT):
 class DenoisedVisionTransformer(_Denoised, VisionTransformer):
     """timm's `VisionTransformer` whose patch tokens come out of a `DenoiserHead`, in `model.denoiser`.
 
-    Built by `timm.create_model("<arch>.dvt...")` or by `denoise`.
+    `timm.create_model("<arch>.dvt...")` and `denoise` build it. Class and register tokens pass untouched.
     """
 
     _plain_forward_features = _renamed(VisionTransformer.forward_features, "_plain_forward_features")
@@ -216,7 +216,7 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Any]:
-        """timm's `forward_intermediates`; the last block's map is head(norm(x)) whatever `norm` says.
+        """Compute what timm's `forward_intermediates` gives; the last block's map is head(norm(x)) for any `norm`.
 
         Earlier maps are timm's own. With `stop_early` and without the last block nothing is denoised: the final
         features that timm returns then come with a warning.
@@ -237,7 +237,7 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
 class DenoisedEva(_Denoised, Eva):
     """timm's `Eva` whose patch tokens come out of a `DenoiserHead`, in `model.denoiser`.
 
-    Built by `timm.create_model("<arch>.dvt...")` or by `denoise`.
+    `timm.create_model("<arch>.dvt...")` and `denoise` build it. Class and register tokens pass untouched.
     """
 
     _plain_forward_features = _renamed(Eva.forward_features, "_plain_forward_features")
@@ -255,7 +255,7 @@ class DenoisedEva(_Denoised, Eva):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's `forward_intermediates`; the last block's map is head(norm(x)) whatever `norm` says.
+        """Compute what timm's `forward_intermediates` gives; the last block's map is head(norm(x)) for any `norm`.
 
         Earlier maps are timm's own. With `stop_early` and without the last block nothing is denoised: the final
         features that timm returns then come with a warning.
@@ -305,14 +305,19 @@ def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | D
 
 
 def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransformer | Eva:
-    """Take the head off a denoised model, in place: it is timm's own class again.
+    """Take the head off a denoised model, in place: the model is of timm's own class again.
 
     Args:
-        model: of `timm.create_model` or `denoise`.
+        model: a denoised model, from `timm.create_model` or `denoise`.
 
     Returns:
         The same model.
+
+    Raises:
+        TypeError: if the model has no head.
     """
+    if not isinstance(model, _Denoised):
+        raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no head to take off")
     plain: Any = model
     args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
     del plain.denoiser
@@ -322,19 +327,30 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
 
 
 def uncompiled(module: Any) -> Any:
-    """The module inside what torch.compile makes of it."""
+    """Give the module that torch.compile has wrapped; give any other module as it is."""
     return getattr(module, COMPILED[:-1], module)
 
 
+def plain_features(model: Any, x: Tensor) -> Tensor:  # [B, 3, height, width] -> [B, prefix + H * W, C]
+    """Compute the tokens after the final norm, as the model gives them without a denoiser.
+
+    Raises:
+        ValueError: if the images do not fit the model.
+    """
+    embed = model.patch_embed
+    check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
+    return model._plain_forward_features(x) if isinstance(model, _Denoised) else model.forward_features(x)
+
+
 def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]
-    """The patch map of one block after the final norm, as the model gives it without a denoiser."""
+    """Compute the patch map of one block after the final norm, as the model gives it without a denoiser."""
     timm_model: Any = super(_Denoised, model) if isinstance(model, _Denoised) else model
     (fmap,) = timm_model.forward_intermediates(x, [layer], norm=True, stop_early=True, intermediates_only=True)
     return fmap
 
 
 def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:
-    """Final features (None if not returned) and intermediates of any form that `forward_intermediates` returns."""
+    """Take final features (None if there are none) and intermediates out of what `forward_intermediates` returns."""
     if isinstance(output, dict):
         return output.get("image_features"), output["image_intermediates"]
     if isinstance(output, tuple):
@@ -343,7 +359,7 @@ def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:
 
 
 def _repack(output: Any, final: Tensor | None, maps: list[Any]) -> Any:
-    """The same form again with these final features and intermediates."""
+    """Put final features and intermediates into the form that `forward_intermediates` returned."""
     if isinstance(output, dict):
         replaced = dict(output, image_intermediates=maps)
         return replaced if final is None else dict(replaced, image_features=final)

@@ -1,4 +1,4 @@
-"""Which names exist and what is behind each: the manifest's, users' own, and what timm knows of a backbone."""
+"""The names that exist and what is behind each: the manifest's, users' own, and what timm knows of a backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def list_variants(filter: str = "", pretrained: bool = False) -> list[str]:
 
     Args:
         filter: a pattern as in `timm.list_models`, "*dinov2*"; every name by default.
-        pretrained: list only those with published (or embedded, or the user's own) weights.
+        pretrained: list only those with weights: published, embedded, or the user's own.
+
+    Returns:
+        The names, sorted.
     """
     variants = {**published_variants(), **_own}
     return sorted(
@@ -40,12 +43,12 @@ def list_variants(filter: str = "", pretrained: bool = False) -> list[str]:
 
 
 def find_variant(name: str) -> Variant | None:
-    """The row of a name, None if it is not one of `list_variants()`."""
+    """Give the row of a name, None if it is not one of `list_variants()`."""
     return _own.get(name) or published_variants().get(name)
 
 
 def keep_variant(variant: Variant) -> None:
-    """Keep a user's own name, in this process.
+    """Keep a user's own name for this process.
 
     Raises:
         ValueError: if the name is taken.
@@ -56,16 +59,16 @@ def keep_variant(variant: Variant) -> None:
 
 
 def own_variant(name: str, base: str, head: str | Path | None) -> Variant:
-    """A head of a user's own on the backbone of a timm name or of one of ours, embedded weights included."""
+    """Make the row of a user's own head on the backbone of a timm name or of one of ours, with its embedded weights."""
     known = find_variant(base) or Variant(base, base)
     return Variant(name, known.base, None if head is None else Own(head), backbone=known.backbone)
 
 
 def backbone_of(name: str) -> str:
-    """The timm name, in every process, of the backbone behind a name.
+    """Give the timm name of the backbone behind a name, one that every process knows.
 
-    That of a denoised name is its base; where the backbone's weights are embedded, the published name that has them.
-    Any other name stays as it is.
+    For a denoised name it is the base; where the backbone's weights are embedded, it is the published name that has
+    them. Any other name stays as it is.
     """
     variant = find_variant(name)
     if variant is None:
@@ -76,28 +79,28 @@ def backbone_of(name: str) -> str:
 
 
 def name_of(model_or_cfg: Any) -> str:
-    """The timm name of a model or of its `pretrained_cfg`, "arch.tag", or "arch" if it has no tag."""
+    """Give the timm name of a model or of its `pretrained_cfg`: "arch.tag", or "arch" if it has no tag."""
     cfg = model_or_cfg if isinstance(model_or_cfg, Mapping | PretrainedCfg) else model_or_cfg.pretrained_cfg
     return ".".join(filter(None, (cfg_field(cfg, "architecture"), cfg_field(cfg, "tag"))))
 
 
 def cfg_field(cfg: Any, key: str) -> Any:
-    """A field of a `pretrained_cfg`, which may be a PretrainedCfg, a dict, a tag or None."""
+    """Read a field of a `pretrained_cfg`, which may be a PretrainedCfg, a dict, a tag or None."""
     return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
 
 
 def takes_denoiser(base: str) -> bool:
-    """Whether `create_model` takes a head for a name: not for ViTs of another module of timm or of one's own."""
+    """Say whether `create_model` takes a head for a name: not for ViTs of timm's other modules or of a user's own."""
     return model_entrypoint(base).__module__ in VIT_MODULES
 
 
 def is_eva(arch: str) -> bool:
-    """Whether an architecture is one of timm's `Eva`."""
+    """Say whether an architecture is one of timm's `Eva`."""
     return model_entrypoint(arch).__module__ == "timm.models.eva"
 
 
 def full_name(base: str) -> str:
-    """A timm name, "arch.tag", with the tag that timm takes where it names none.
+    """Complete a timm name to "arch.tag", with the tag that timm takes where it names none.
 
     Raises:
         ValueError: if timm knows no such model or tag.
@@ -112,7 +115,7 @@ def full_name(base: str) -> str:
 
 
 def base_cfg(base: str) -> PretrainedCfg:
-    """What timm knows of a name's weights: nothing if it was registered without a cfg.
+    """Give what timm knows of a name's weights: nothing if it was registered without a cfg.
 
     Raises:
         RuntimeError: if timm knows no such tag.
@@ -121,7 +124,7 @@ def base_cfg(base: str) -> PretrainedCfg:
 
 
 def backbone_cfg(variant: Variant) -> PretrainedCfg:
-    """What timm is to know of a variant's backbone: the base's cfg, at the embedded weights where it has some."""
+    """Make the cfg of a variant's backbone: the base's, with the embedded weights as the source where it has some."""
     cfg = base_cfg(variant.base)
     if variant.backbone is None:
         return cfg
@@ -129,11 +132,11 @@ def backbone_cfg(variant: Variant) -> PretrainedCfg:
 
 
 def listed_cfg(variant: Variant, input_size: tuple[int, int, int] | None = None) -> PretrainedCfg:
-    """What timm lists for a name: the backbone's cfg at our sizes, without a source if there are no weights.
+    """Make the cfg that timm lists for a name: the backbone's at our sizes, without a source if there are no weights.
 
     Args:
         variant: the row of the name.
-        input_size: (channels, height, width), that of the released heads by default.
+        input_size: (channels, height, width) in pixels, that of the released heads by default.
     """
     cfg = dataclasses.replace(
         backbone_cfg(variant),
@@ -149,7 +152,7 @@ def listed_cfg(variant: Variant, input_size: tuple[int, int, int] | None = None)
 
 
 def plain_model(base: str) -> Any:
-    """A timm ViT without weights or memory, for its sizes; the same one for a name, so not to be changed.
+    """Give a timm ViT without weights or memory, to read its sizes; callers share it, so do not change it.
 
     Raises:
         ValueError: if timm knows no such ViT.
@@ -164,7 +167,7 @@ def plain_model(base: str) -> Any:
 
 @lru_cache
 def _weightless(base: str, entrypoint: Callable[..., nn.Module]) -> nn.Module:
-    """The model of a name, for as long as the name has this entrypoint."""
+    """Build the model of a name once, for as long as the name has this entrypoint."""
     with torch.device("meta"):
         return timm.create_model(base)
 

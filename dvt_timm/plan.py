@@ -1,4 +1,4 @@
-"""What a request of `create_model` means: a plan, made of what the request says, of nothing on disk or Hub."""
+"""The plan of a request of `create_model`, made of what the request says, without a look at disk or Hub."""
 
 from __future__ import annotations
 
@@ -34,15 +34,12 @@ RANDOM_HEAD = (
     "the denoiser is built from its shape alone and has random weights; load them, or pass its folder or file as "
     "denoiser=..."
 )
-NO_HEAD = (
-    "{name} has no published weights; train a head for {base} and pass it as denoiser=..., or build with "
-    "pretrained=False"
-)
+NO_HEAD = "{name} has no published weights; pass a head trained for {base} as denoiser=..., or use pretrained=False"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `create_model` asks of an architecture."""
+    """What `create_model` asks of an architecture's entrypoint."""
 
     arch: str
     cfg: Any  # pretrained_cfg as timm passes it on: a PretrainedCfg, a dict, a tag or None
@@ -60,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Shape:
-    """A head to be made, with random weights."""
+    """The shape of a head that is made with random weights."""
 
     grid_size: tuple[int, int]
     num_blocks: int = 1
@@ -73,14 +70,14 @@ Held: TypeAlias = Literal["no", "maybe", "must"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a request becomes a model."""
+    """The way from a request to a model."""
 
     base: str  # timm name of the backbone
     base_sha256: str | None  # of its weights, where they are embedded
     cfg: PretrainedCfg  # what the model says of itself, and where the backbone's weights are
     backbone: Backbone  # weights: none, timm's of the base, the caller's own that `cfg` names, or distilled ones
     head: Head
-    held: Held  # whether own weights are asked for a head, which then goes before `head`
+    held: Held  # whether own weights hold a head, which then goes before `head`
     stride: int | None  # pixels between patches, None for the patch size
     img_size: tuple[int, int]  # (height, width) in pixels that was asked for
     options: dict[str, Any]  # arguments of timm's entrypoint
@@ -90,11 +87,11 @@ class Plan:
 
 
 def plan_of(request: Request) -> Plan:
-    """Decide what a request for a denoised, distilled or strided model means; reads nothing.
+    """Decide how the denoised, distilled or strided model of a request is built; read nothing.
 
     Raises:
         RuntimeError: if weights are asked for that nobody published.
-        TypeError: on a `denoiser` that is none.
+        TypeError: if `denoiser` is neither a head, nor a source, nor a shape.
         ValueError: on arguments that no denoised model can serve.
     """
     options = dict(request.options)
@@ -135,11 +132,11 @@ def plan_of(request: Request) -> Plan:
 
 @dataclass(frozen=True)
 class _Target:
-    """Which model a request names."""
+    """The model that a request names."""
 
     variant: Variant | None  # the row of the name, None for a plain one
     cfg: PretrainedCfg  # of the model
-    base_cfg: PretrainedCfg  # of the backbone, whose weights and own image size it gives
+    base_cfg: PretrainedCfg  # of the backbone: its weights and own image size
     denoiser: Any  # as the caller gave it
 
 
@@ -151,7 +148,7 @@ def _target(request: Request, denoiser: Any) -> _Target:
 
 
 def _saved_target(request: Request, location: str, config: Mapping[str, Any], denoiser: Any) -> _Target:
-    """A head's folder or repository in the place of a model's: its base with this head, or the caller's own."""
+    """Take a head's folder or repository for its base with this head, or with the caller's own."""
     base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
     if not isinstance(base, str) or base.partition(".")[0] != request.arch:
         raise ValueError(f"{location}: its base is {base!r}, which is no {request.arch}; save or push the head again")
@@ -179,7 +176,7 @@ def _as_cfg(request: Request) -> PretrainedCfg:
 
 
 def has_lost_tag(request: Request) -> bool:
-    """Whether a plain model may have been meant denoised: timm drops the tag if `pretrained_cfg` is a dict."""
+    """Say whether a plain model may have been meant denoised: timm drops the tag if `pretrained_cfg` is a dict."""
     cfg = request.cfg
     named = not cfg or isinstance(cfg, str) or cfg_field(cfg, "tag") or cfg_field(cfg, "source")
     return not named and bool(list_variants(f"{request.arch}.*"))
@@ -196,14 +193,14 @@ def _refuse_unsupported(options: Mapping[str, Any]) -> None:
 
 
 def _overlaid(cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> PretrainedCfg:
-    """The cfg with `pretrained_cfg_overlay` on it; the weights of another source are in timm's own format."""
+    """Lay `pretrained_cfg_overlay` over a cfg; the weights of another source are in timm's own format."""
     if any(overlay.get(key) for key in SOURCES):
         overlay = {"custom_load": False, **overlay}
     return dataclasses.replace(cfg, **overlay)
 
 
 def _names_own_weights(cfg: PretrainedCfg, variant: Variant | None, base_cfg: PretrainedCfg) -> bool:
-    """Whether `cfg` names weights of the caller's own: a file, a state dict, a saved model, another repository."""
+    """Say whether `cfg` names weights of the caller's own: a file, a state dict, a saved model, another repository."""
     if cfg.source in SAVED or cfg.state_dict is not None:
         return True
     if variant is None and cfg.file is not None:
@@ -212,7 +209,7 @@ def _names_own_weights(cfg: PretrainedCfg, variant: Variant | None, base_cfg: Pr
 
 
 def _named(target: _Target) -> dict[str, Any]:
-    """What a cfg says where a caller's own head takes the place of a name's: the head, and the backbone's tag."""
+    """Say in a cfg which head of the caller's takes the place of a name's, with the backbone's own tag."""
     denoiser, variant = target.denoiser, target.variant
     if isinstance(denoiser, DenoiserHead):
         place = "a head of the caller's" if denoiser.source is None else denoiser.source.place
@@ -225,11 +222,7 @@ def _named(target: _Target) -> dict[str, Any]:
 
 
 def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) -> Backbone:
-    """Where the backbone's weights come from.
-
-    Raises:
-        ValueError: if a distilled name is to get a head.
-    """
+    """Decide where the backbone's weights come from; raise ValueError if a distilled name is to get a head."""
     if not request.pretrained:
         return "random"
     if own:
@@ -247,11 +240,11 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
 
 
 def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backbone) -> tuple[Head, Held]:
-    """Where the head comes from, and whether own weights are asked for one first.
+    """Decide where the head comes from, and whether own weights may or must hold one, which goes first.
 
     Raises:
         RuntimeError: if nobody published one.
-        TypeError, ValueError: on a `denoiser` that is none.
+        TypeError, ValueError: if `denoiser` is neither a head, nor a source, nor a shape.
     """
     denoiser, variant = target.denoiser, target.variant
     held: Held = "no" if backbone != "own" else "must" if cfg.source in SAVED else "maybe"
@@ -283,12 +276,12 @@ def _shape(denoiser: Any) -> Shape:
 def _set_img_size(
     options: dict[str, Any], cfg: PretrainedCfg, base_cfg: PretrainedCfg, stride: int | None
 ) -> tuple[int, int]:
-    """Put `dynamic_img_size` and timm's `img_size` into the options; the (height, width) in pixels that was asked for.
+    """Put `dynamic_img_size` and timm's `img_size` into the options; give the (height, width) that was asked for.
 
     timm builds at the base's own size where the position embedding is to keep its grid, or is resampled by the stride.
 
     Raises:
-        ValueError: if the size is smaller than a patch, or fixed and not whole patches.
+        ValueError: if the size in pixels is smaller than a patch, or fixed and not whole patches.
     """
     dynamic = options.setdefault("dynamic_img_size", True)
     native = tuple(base_cfg.input_size[-2:])

@@ -1,4 +1,4 @@
-"""The names in timm's registry; the only module that patches it."""
+"""Puts the names into timm's registry; no other module patches it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .head import DenoiserHead
 from .manifest import Variant, published_variants
 from .names import find_variant, keep_variant, listed_cfg, own_variant, takes_denoiser
 
-# transformers that one may take for ViTs: they say what takes a head, where timm says "unexpected keyword argument"
+# Transformers that one may take for ViTs. Asked for a head, they say which models take one; timm alone would say
+# "unexpected keyword argument".
 OTHER_TRANSFORMERS = frozenset(
     f"timm.models.{name}"
     for name in (
@@ -34,13 +35,14 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     """Make `timm.create_model(name)` build `base` with a head of one's own, in this process.
 
     Args:
-        name: "arch.tag" with the architecture of `base` and a tag that is not taken; one's own is replaced.
-        base: timm name of the backbone, "arch.tag", or a denoised name, for its backbone.
+        name: "arch.tag" with the architecture of `base` and a tag that is not taken; a name of one's own is replaced.
+        base: timm name of the backbone, "arch.tag", or a denoised name, which stands for its backbone.
         head: folder, `.safetensors` file or `hf-hub:user/repo[@revision]`, read when a model is built; None for a
             head whose weights the caller loads.
 
     Raises:
-        ValueError: if the names do not fit together, or `base` has no patch tokens to denoise, or is distilled.
+        ValueError: if `name` is taken or has another architecture than `base`, or if `base` is unknown to timm, has
+            no patch tokens to denoise, or is distilled.
         RuntimeError: if timm knows no such tag of `base`.
         TypeError: if `head` is the head itself.
     """
@@ -50,7 +52,10 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     if not is_model(base):
         raise ValueError(f"timm knows no architecture {arch!r}; see timm.list_models()")
     if not takes_denoiser(arch):
-        raise ValueError(f"{arch} is not among timm's ViT, DeiT and EVA models, whose patch tokens can be denoised")
+        raise ValueError(
+            f"{arch} is not among timm's ViT, DeiT and EVA models, whose patch tokens can be denoised; name one of "
+            "them, or call DenoiserHead on the (B, H, W, C) map of any model"
+        )
     known = find_variant(base)
     if known is not None and known.distilled:
         raise ValueError(f"{base} has distilled weights, which no head goes with; use {known.base}")
@@ -65,7 +70,7 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
 
 
 def register_published() -> None:
-    """Register every published name; make ViTs take `denoiser=` and `stride=`, and their like refuse them."""
+    """Register every published name; make ViTs take `denoiser=` and `stride=`, and models like them refuse both."""
     for variant in published_variants().values():
         _list(variant, listed_cfg(variant))
     with _overwriting():
@@ -78,7 +83,7 @@ def register_published() -> None:
 
 @contextmanager
 def _overwriting() -> Iterator[None]:
-    """Registering an architecture anew is what is meant here: timm need not warn of it."""
+    """Silence timm's warning that an architecture is registered anew, which is what is meant here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Overwriting \w+ in registry")
         yield

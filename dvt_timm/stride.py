@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 def overlapping_grid(
     img_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[int, int]:
-    """(rows, columns) of patches in an image; all sizes are (height, width) in pixels."""
+    """Count the (rows, columns) of patches in an image; all sizes are (height, width) in pixels."""
     return (
         (img_size[0] - patch_size[0]) // stride[0] + 1,
         (img_size[1] - patch_size[1]) // stride[1] + 1,
@@ -19,8 +19,8 @@ def overlapping_grid(
 class OverlapPatchEmbed(PatchEmbed):
     """timm's `PatchEmbed` with a stride of its own: patch k covers the pixels [k * stride, k * stride + patch).
 
-    An image of H pixels gives (H - patch) // stride + 1 rows. As in `PatchEmbed`, H must be a multiple of the
-    patch (or is padded to one with `dynamic_img_pad`).
+    An image of height H gives (H - patch) // stride + 1 rows of patches. As in `PatchEmbed`, H must be a multiple of
+    the patch (or is padded to one with `dynamic_img_pad`).
     """
 
     img_size: tuple[int, int]
@@ -54,7 +54,7 @@ class OverlapPatchEmbed(PatchEmbed):
         return max(self.stride) if as_scalar else self.stride
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Grid of an image of this size in pixels, padding included."""
+        """Count the (rows, columns) of patches in an image of this (height, width) in pixels, padding included."""
         height, width = img_size
         if self.dynamic_img_pad:
             height += (self.patch_size[0] - height % self.patch_size[0]) % self.patch_size[0]
@@ -70,8 +70,8 @@ def set_stride(model: VisionTransformer | Eva, stride: int, img_size: int | tupl
 
     Args:
         model: a timm `VisionTransformer` or `Eva`.
-        stride: distance of two patches in pixels, 1..patch size.
-        img_size: nominal image size in pixels, the model's own by default.
+        stride: distance of two patches in pixels, in both directions, 1..patch size.
+        img_size: nominal image size in pixels, one side or (height, width); the model's own by default.
 
     Raises:
         ValueError: on a stride outside 1..patch size.

@@ -1,6 +1,8 @@
 """Raw and denoised maps, class and register tokens from one pass; photos of any shape as a model's input."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,25 @@ def test_one_pass_even_when_compiled_and_strided() -> None:
     maps = dvt_timm.feature_maps(model, images())
     assert maps.raw.shape == maps.denoised.shape == (2, 128, 7, 9)
     assert len(passes) == 1
-    assert not model.denoiser._forward_pre_hooks
+
+
+def test_threads_do_not_mix_their_maps() -> None:
+    model = create("vit_small_patch14_dinov2.dvt")
+    pictures = [torch.randn(1, 3, 56, 70, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    alone = [dvt_timm.feature_maps(model, picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(partial(dvt_timm.feature_maps, model), pictures))
+    for one, other in zip(alone, at_once, strict=True):
+        torch.testing.assert_close(one.raw, other.raw)
+        torch.testing.assert_close(one.denoised, other.denoised)
 
 
 def test_what_has_no_patch_tokens() -> None:
     with pytest.raises(TypeError, match="takes a timm VisionTransformer or Eva, got ResNet"):
         dvt_timm.feature_maps(timm.create_model("resnet18"), images())
-    with pytest.raises(ValueError, match="not a multiple of patch size"):
-        dvt_timm.feature_maps(create("vit_small_patch14_dinov2.dvt"), images(57, 70))
+    for name in ("vit_small_patch14_dinov2.dvt", "vit_small_patch14_dinov2.lvd142m"):
+        with pytest.raises(ValueError, match="not a multiple of patch size"):
+            dvt_timm.feature_maps(create(name, dynamic_img_size=True), images(57, 70))
 
 
 @pytest.mark.parametrize(("size", "shape"), [(None, (518, 644)), (56, (56, 70)), (3, (14, 14))])

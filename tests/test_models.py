@@ -10,6 +10,7 @@ from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, pe
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+import dvt_timm
 from dvt_timm import DenoisedEva, DenoisedVisionTransformer, denoise
 
 both = pytest.mark.parametrize("name", [VIT, EVA])
@@ -206,6 +207,25 @@ def test_pruning_keeps_the_final_norm(name: str) -> None:
     kept = create(name, num_classes=7)
     kept.prune_intermediate_layers([2], prune_head=False)
     assert kept.head.out_features == 7
+
+
+class TestUndenoise:
+    @pytest.mark.parametrize("name", [VIT, EVA])
+    @torch.no_grad()
+    def test_the_model_is_timms_again(self, name: str) -> None:
+        plain = create(FAMILIES[name], dynamic_img_size=True)
+        x = images(*size_of(name))
+        tokens, kind, args = plain.forward_features(x), type(plain), dict(plain._model_args)
+        model = dvt_timm.undenoise(denoise(plain, random_head()))
+        assert model is plain
+        assert type(model) is kind
+        assert model._model_args == args
+        assert torch.equal(model.forward_features(x), tokens)
+        assert not [key for key in model.state_dict() if key.startswith("denoiser")]
+
+    def test_a_plain_model_has_no_head_to_take_off(self) -> None:
+        with pytest.raises(TypeError, match="takes a denoised model, got VisionTransformer"):
+            dvt_timm.undenoise(create(FAMILIES[VIT]))
 
 
 class TestDenoise:

@@ -136,14 +136,14 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def sha1s_of(path: Path) -> list[str]:
-    """The SHA-1 of a small file as git has it, with a header, and the plain one, which some mirrors of the Hub name."""
+    """Hash a small file as git does, with a header, and plainly, as some mirrors of the Hub do: two SHA-1s."""
     data = path.read_bytes()
     header = b"blob %d\0" % len(data)
     return [hashlib.sha1(text, usedforsecurity=False).hexdigest() for text in (header + data, data)]
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    """Hash a file: its SHA-256, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -25,12 +25,12 @@ MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more pat
 
 
 class ImageError(ValueError):
-    """This image cannot be processed, others may; the text says why in one line."""
+    """An image cannot be processed, others may be; the text says why in one line."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to the model's input."""
+    """The way from an image to a model's input."""
 
     size: int  # pixels of the shorter side, before rounding to whole patches
     patch_size: tuple[int, int]  # (height, width) in pixels
@@ -39,7 +39,7 @@ class Preprocessing:
     interpolation: str  # timm's name, lower case
 
     def size_of(self, image: Image.Image) -> tuple[int, int]:
-        """(height, width) with the shorter side at `size`, both a multiple of the patch, at least one patch."""
+        """Give (height, width) in pixels with the shorter side near `size`, both whole patches, at least one."""
         scale = self.size / min(image.size)
         height, width = (
             max(patch, round(side * scale / patch) * patch)
@@ -48,25 +48,25 @@ class Preprocessing:
         return height, width
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The image at `size_of(image)`."""
+        """Resize an image to `size_of(image)`."""
         return self.squeeze(image, self.size_of(image))
 
     def squeeze(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """The image at (height, width) in pixels, whatever its own aspect ratio."""
+        """Resize an image to (height, width) in pixels, whatever its own aspect ratio."""
         return image.resize(size[::-1], Image.Resampling[self.interpolation.upper()])
 
     def to_tensor(self, image: Image.Image) -> Tensor:  # [1, 3, H, W]
-        """The normalized pixels."""
+        """Make a batch of an RGB image: its normalized pixels, float32."""
         return self.normalize(pixels_of(image)[None])
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the same device."""
+        """Normalize pixels: uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the same device."""
         mean, std = (pixels.new_tensor(values, dtype=torch.float32) for values in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def pixels_of(image: Image.Image) -> Tensor:  # [H, W, 3]
-    """An RGB image's pixels, uint8."""
+    """Read an RGB image's pixels, uint8."""
     return torch.from_numpy(np.array(image))
 
 
@@ -74,7 +74,7 @@ def read_image(path: Path) -> Image.Image:
     """Read a JPEG, PNG or WebP as RGB, upright as its EXIF orientation says.
 
     Raises:
-        ImageError: if it is none of these, or damaged.
+        ImageError: if it is missing, none of these, or damaged.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -86,12 +86,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def as_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
-    """An image, or the path of one, as RGB and upright.
+    """Make an image, or the one at a path, RGB and upright.
 
     Raises:
         ImageError: if the file is no image.
-        TypeError: if it is neither.
-        ValueError: if it has no pixels.
+        TypeError: if it is neither an image nor a path.
+        ValueError: if the image has no pixels.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
@@ -106,7 +106,7 @@ def as_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, turned as its EXIF orientation says."""
+    """Convert an image of any mode to RGB, turned as its EXIF orientation says."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
         upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
@@ -114,7 +114,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
-    """What timm says of a model's input; `size` in pixels, None for the model's own."""
+    """Ask timm what a model takes as its input; `size` in pixels, None for the model's own."""
     config = resolve_model_data_config(model)
     size = size or min(config["input_size"][1:])
     return Preprocessing(size, model.patch_embed.patch_size, config["mean"], config["std"], config["interpolation"])
@@ -139,10 +139,10 @@ def save_picture(pixels: NDArray[np.uint8], target: Path) -> None:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The JPEG, PNG and WebP files in a folder and below it, in sorted order."""
+    """List the JPEG, PNG and WebP files in a folder and below it, in sorted order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def printable(path: str | Path) -> str:
-    """A path as text; file names need not be UTF-8, those of safetensors files must be."""
+    """Write a path as text; file names need not be UTF-8, those of safetensors files must be."""
     return os.fsencode(path).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What a folder of a saved head or model holds: config.json and model.safetensors, each whole or not at all."""
+"""The folder of a saved head or model: config.json and model.safetensors, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models import COMPILED
 
 
 def write_folder(folder: Path, module: nn.Module, config: Mapping[str, Any], metadata: dict[str, str]) -> Path:
-    """Write a module and its configuration, that last; the folder. OSError if it cannot be written."""
+    """Write a module, then its configuration, and give the folder; raise OSError if it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key.replace(COMPILED, ""): value.contiguous() for key, value in module.state_dict().items()}
     save_tensors(state, folder / WEIGHTS_NAME, metadata)
@@ -24,7 +24,7 @@ def write_folder(folder: Path, module: nn.Module, config: Mapping[str, Any], met
 
 
 def save_tensors(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; OSError if it cannot be written."""
+    """Write a safetensors file; raise OSError if it cannot be written."""
     with replacing(target) as path:
         try:
             save_file(tensors, path, metadata)

@@ -29,14 +29,14 @@ def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> Den
     """Load a denoiser head.
 
     Args:
-        source: a folder written by `save_head`, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
+        source: a folder that `save_head` wrote, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
         cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
-        The head in evaluation mode, float32 on the CPU; its `source` says where it comes from.
+        The head in evaluation mode, float32 on the CPU; its `source` says where its weights come from.
 
     Raises:
-        FileNotFoundError: if there is nothing at `source`, or it is neither cached nor to be had from the Hub.
+        FileNotFoundError: if there is no head at `source`, or it is neither cached nor to be had from the Hub.
         OSError: if the Hub refuses or fails; the class is the Hub client's.
         ValueError: if the file is damaged, its keys or shapes are not a head's, or its values are not finite.
     """
@@ -65,7 +65,7 @@ def _pull_head(source: str, cache_dir: str | Path | None) -> DenoiserHead:
 
 @contextmanager
 def refused(source: str | Path) -> Iterator[None]:
-    """Name the source where what it holds is refused, and the way out."""
+    """Name the source in a ValueError that refuses what it holds, and the way out."""
     try:
         yield
     except ValueError as error:
@@ -90,19 +90,20 @@ def save_head(
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head.
 
     Args:
-        head: a `DenoiserHead`, or a denoised model, for its head, its backbone's name and its stride.
+        head: a `DenoiserHead`, or a denoised model, which gives its head, its backbone's name and its stride.
         folder: made if it does not exist.
-        base: timm name of the backbone it was trained on, "arch.tag"; needed for a head alone.
-        stride: distance of two patches in pixels that it was trained at, None for the patch size (or the model's).
-        base_sha256: of the file of weights that it was trained on; those that timm loads by default. `create_model`
-            warns where it meets others.
+        base: timm name of the backbone that the head was trained on, "arch.tag"; a head alone needs it.
+        stride: distance of two patches in pixels that the head was trained at; by default the model's, for a head
+            alone the patch size.
+        base_sha256: SHA-256 of the backbone's file of weights that the head was trained on; by default of the file
+            that timm loads, if that is known. `create_model` warns where it meets another.
 
     Returns:
         The folder.
 
     Raises:
         TypeError: if `head` is neither a `DenoiserHead` nor a denoised model.
-        ValueError: if timm knows no ViT `base`, or values of the head are not finite.
+        ValueError: if a head alone gets no `base`, timm knows no ViT `base`, or values of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
     module = uncompiled(head)
@@ -116,7 +117,7 @@ def save_head(
 
 
 def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, DenoiserHead]:
-    """(base, stride, head) of a denoised model."""
+    """Give (base, stride, head) of a denoised model; a base and a stride that the caller names go first."""
     head = uncompiled(getattr(model, "denoiser", None))
     if not isinstance(head, DenoiserHead):
         kind = type(model).__name__
@@ -131,7 +132,7 @@ def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, in
 def head_config(
     head: DenoiserHead, base: str, stride: int | None = None, weights_sha256: str | None = None
 ) -> dict[str, Any]:
-    """What `config.json` says of a head: what it is, what it belongs to, and what timm needs to build both.
+    """Make a head's `config.json`: what it is, what it belongs to, and what timm needs to build both.
 
     Raises:
         ValueError: if timm knows no ViT `base`.
@@ -156,7 +157,7 @@ def head_config(
 
 
 def base_sha256(base: str) -> str | None:
-    """The SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if not known."""
+    """Give the SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if it is not known."""
     variant = find_variant(base)
     if variant is not None and variant.backbone is not None:
         return variant.backbone.sha256
@@ -169,9 +170,10 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
     """Build the head that a state dict describes.
 
     Args:
-        state: keys as the authors', `pos_embed` and `denoiser.*`.
-        config: what is known of it besides, any of `grid_size`, `num_blocks`, `dim`; the grid is square if not given.
-        source: where it came from, for error messages.
+        state: tensors under the authors' keys, `pos_embed` and `denoiser.*`.
+        config: what else is known of the head, any of `grid_size`, `num_blocks`, `dim`; the grid is square if it is
+            not given.
+        source: where the tensors came from, for error messages.
 
     Raises:
         ValueError: if keys, shapes or values are not a head's, or not those of `config`.
@@ -200,7 +202,7 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a head, or of a model, checked."""
+    """Read the configuration of a head, or of a model, and check it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {path.parent} is no complete head folder (see save_head)")
     config = read_json(path)
@@ -212,7 +214,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _refuse_model(config: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError if a configuration is a model's; `name` is what timm calls it."""
+    """Raise ValueError if a configuration is a model's; `name` is what timm calls the model."""
     if not is_head_config(config):
         raise ValueError(f"{name} is a whole model, not a head; use timm.create_model({name!r}, pretrained=True)")
 
@@ -221,7 +223,7 @@ def _read_head(path: Path, config: Mapping[str, Any], place: str, commit: str | 
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is not a .safetensors file")
+        raise ValueError(f"{path} is not a .safetensors file; convert_checkpoint makes one of an authors' .pth")
     metadata = read_metadata(path)
     if "grid_size" in metadata:
         grid_size = _parse_grid(path, metadata["grid_size"])
@@ -240,4 +242,6 @@ def _parse_grid(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata entry grid_size is no JSON, {text[:40]!r}") from error
+        raise ValueError(
+            f"{path}: its metadata entry grid_size must be JSON, got {text[:40]!r}; save the head again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Whole models as files: a backbone and its head in one folder, file or repository, and the way into a model."""
+"""Whole models as files: a backbone and its head in one folder, file or repository, and their way into a model."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
 
 
 def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Path:
-    """Write a denoised (or distilled) model, base and head in one file, for `create_model("local-dir:FOLDER")`.
+    """Write a denoised or distilled model to a folder, backbone and head in one file.
 
-    `transformers.TimmWrapperModel.from_pretrained(FOLDER)` reads it too.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it, and so does
+    `transformers.TimmWrapperModel.from_pretrained(FOLDER)`.
 
     Args:
         model: from `timm.create_model` or `denoise`.
         folder: made if it does not exist.
-        base: timm name of the backbone that it comes from, for `dvt-timm push`; needed where the model's own tag is
-            none of timm's.
+        base: timm name of the backbone that it comes from, for a later push; needed where the model's own tag is none
+            of timm's.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: for a `features_only` model, which has lost its classifier and its name; for a head; for a model
-            that `create_model` did not build; for one whose patches come from a convolutional network.
+        TypeError: for a head, a model that `create_model` did not build, a `features_only` model, which has lost its
+            classifier and its name, and one whose patches come from a convolutional network.
+        OSError: if the folder cannot be written.
     """
     from timm.models._hub import save_config_for_hf
 
@@ -69,7 +71,7 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
 
 
 def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
-    """A head of ours where timm has found a model's config.json and passes a part of it on.
+    """Find a head of ours where timm has read a config.json as a model's, and passes a part of it on.
 
     Args:
         source: timm's word for the kind of place, one of `SAVED`.
@@ -81,7 +83,7 @@ def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tupl
         where a whole model lies.
 
     Raises:
-        ValueError: if a newer version wrote the configuration, or a repository's names a head elsewhere.
+        ValueError: if a newer version wrote the configuration, or if that of a repository names a head elsewhere.
     """
     path: Path | None = Path(location, CONFIG_NAME)
     if source == "hf-hub":
@@ -99,7 +101,10 @@ def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tupl
 
 
 def pinned(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[PretrainedCfg, str | None]:
-    """The cfg of a base in a Hub repository, at one commit, with its weights in the cache; their SHA-256, if known.
+    """Fetch a base's weights from its Hub repository.
+
+    Returns:
+        The cfg, its repository at one commit, and the SHA-256 of the weights, None if it is not known.
 
     Raises:
         OSError, ValueError: as `hub.client.pin_weights`.
@@ -111,18 +116,18 @@ def pinned(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[Pretrained
 def read_weights(
     cfg: PretrainedCfg, cache_dir: str | Path | None
 ) -> tuple[PretrainedCfg, dict[str, Tensor], dict[str, Tensor]]:
-    """The weights that a cfg names, in any form that timm reads, the denoiser's apart from the backbone's.
+    """Read the weights that a cfg names, in any form that timm reads, the denoiser's apart from the backbone's.
 
     Args:
         cfg: names a file, a state dict, a saved model's folder or a repository.
         cache_dir: of the Hub client.
 
     Returns:
-        The cfg, a repository at one commit; the backbone's tensors; the denoiser's under the keys of `DenoiserHead`,
-        none if there is none.
+        The cfg, its repository at one commit; the backbone's tensors; the denoiser's under the keys of `DenoiserHead`,
+        empty if there is none.
 
     Raises:
-        OSError, RuntimeError, ValueError: if it is not to be had, or is damaged; the classes are timm's.
+        OSError, RuntimeError, ValueError: if the weights are not to be had, or are damaged; the classes are timm's.
     """
     cfg, place = _at_commit(cfg, cache_dir)
     reader = _Reader()
@@ -133,7 +138,7 @@ def read_weights(
 
 
 class _Reader(nn.Module):
-    """What timm takes for a model, so that it reads a file and gives it away."""
+    """A module that timm loads weights into as into a model; it only keeps the tensors."""
 
     state: dict[str, Tensor]
 
@@ -154,16 +159,16 @@ def load_backbone(
 
     Args:
         model: a timm `VisionTransformer` or `Eva` without a head.
-        state: the tensors.
+        state: the backbone's tensors.
         cfg: what is known of them.
-        stride: distance of two patches in pixels that the model is to get, None for its patch size. Tensors of
-            overlapping patches set it here, before its position embedding is loaded.
+        stride: distance of two patches in pixels that the model is to get, None for its patch size. Where the tensors
+            are of overlapping patches, it is set here, before their position embedding is loaded.
         img_size: (height, width) in pixels that the position embedding is for then.
-        with_classifier: whether the model keeps its own, if it has one.
+        with_classifier: whether the model keeps its classifier, if it has one.
 
     Raises:
         RuntimeError: if the tensors do not fit the model.
-        ValueError: if a saved model's position embedding is on a grid that nothing tells, or values are not finite.
+        ValueError: if nothing tells the grid of a saved model's position embedding, or values are not finite.
     """
     if stride is not None and _is_strided(state, model, stride, img_size, cfg.source in SAVED):
         set_stride(model, stride, img_size)
@@ -178,7 +183,7 @@ def load_backbone(
 
 
 def _rebuild_args(model: Any) -> dict[str, Any]:
-    """The `create_model` arguments that rebuild a model of this package, JSON-friendly; classes and weights aside."""
+    """Collect the `create_model` arguments that rebuild a model, JSON-friendly, without classes and dropout rates."""
     embed = model.patch_embed
     passed = getattr(model, "_model_args", {})
     args = {key: value for key, value in passed.items() if key != "num_classes" and not key.endswith("_rate")}
@@ -190,7 +195,7 @@ def _rebuild_args(model: Any) -> dict[str, Any]:
 
 
 def _at_commit(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[PretrainedCfg, dict[str, Any]]:
-    """A cfg, and the same for timm: a Hub repository, if it names one, at one commit, that of the config.json read."""
+    """Give a cfg, and the same for timm, at one commit if it names a Hub repository: that of the config.json read."""
     by_source = cfg.source == "hf-hub"
     named_otherwise = not by_source and bool(cfg.file or cfg.state_dict or cfg.hf_hub_filename)
     if not cfg.hf_hub_id or cfg.source == "local-dir" or named_otherwise:
@@ -208,7 +213,7 @@ def _at_commit(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[Pretra
 def _check_complete(
     state: Mapping[str, Tensor], model: Any, place: str, classifier: str | tuple[str, ...] | None
 ) -> None:
-    """Raise RuntimeError if tensors of a model are missing: timm lets it pass where the number of classes differs."""
+    """Raise RuntimeError if tensors of a model are missing: timm lets that pass where the number of classes differs."""
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     own = tuple(f"{name}." for name in names)
     missing = [key for key in model.state_dict() if key not in state and not key.startswith(own)]
@@ -217,10 +222,10 @@ def _check_complete(
 
 
 def _is_strided(state: Mapping[str, Tensor], model: Any, stride: int, img_size: tuple[int, int], saved: bool) -> bool:
-    """Whether a position embedding is on the denser grid of overlapping patches already.
+    """Say whether a position embedding is on the denser grid of overlapping patches already.
 
     Raises:
-        ValueError: if a saved model's is on neither grid: nothing says how its tokens lie.
+        ValueError: if that of a saved model is on neither grid: nothing says how its tokens lie.
     """
     if "pos_embed" not in state:
         return False

@@ -26,20 +26,23 @@ logger = logging.getLogger("dvt_timm")
 
 
 def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | None = None) -> Path:
-    """Turn an authors' `.pth` into a folder: a head as `save_head` writes it, or distilled weights as `save_model`.
+    """Turn an authors' `.pth` file into a folder: a head like `save_head`, distilled weights like `save_model`.
 
     Args:
-        source: a denoised file, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
-            one, `{"model": state_dict, ...}` with timm's keys behind "model.".
+        source: a denoiser's file, `{"denoiser": state_dict, ...}` with the keys of `DenoiserHead`, or a distilled
+            model's, `{"model": state_dict, ...}` with timm's keys behind "model.".
         folder: made if it does not exist.
-        base: timm name of the backbone, "arch.tag"; by default the name of the file, as the authors' files have it.
+        base: timm name of the backbone, "arch.tag"; by default the file's name without its suffix, as the authors
+            name their files.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file, is damaged, would run code, or does not fit `base`.
+        FileNotFoundError: if there is no file at `source`.
+        ValueError: if it is none of these files, is damaged, would run code, or does not fit `base`, or if timm knows
+            no ViT `base`.
+        OSError: if the folder cannot be written.
     """
     source = Path(source)
     if not source.is_file():
@@ -61,7 +64,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, base: str | No
 
 
 def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Path) -> Any:
-    """A plain model with these weights, at the image size of their position embedding.
+    """Build a plain model with these weights, at the image size of their position embedding.
 
     Raises:
         ValueError: if they do not fit, or are not finite.
@@ -85,16 +88,16 @@ def _distilled_model(base: str, state: dict[str, Tensor], plain: Any, source: Pa
 
 
 def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor]:
-    """Distillation trains the features alone: a classifier in the file is the base's and no longer belongs to them."""
+    """Leave out the classifier: distillation trains the features alone, and one in the file is still the base's."""
     prefix = f"{get_pretrained_cfg(base).classifier}."
     return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
 def published_head(weights: Weights, base: str, cache_dir: str | Path | None = None) -> DenoiserHead:
-    """A head from the authors' repository, from this package's own files, or from a user's source.
+    """Read a head from the authors' repository, from this package's own files, or from a user's source.
 
     Args:
-        weights: where they are.
+        weights: where the head's weights are.
         base: timm name of the backbone that it was trained on, where the source does not say so itself.
         cache_dir: of the Hub client.
 
@@ -111,7 +114,7 @@ def published_head(weights: Weights, base: str, cache_dir: str | Path | None = N
 
 
 def published_weights(weights: Weights, base: str, cache_dir: str | Path | None = None) -> dict[str, Tensor]:
-    """Distilled weights, under timm's keys, without a classifier; arguments and errors as `published_head`."""
+    """Read distilled weights, under timm's keys, without a classifier; arguments and errors are `published_head`'s."""
     if isinstance(weights, Own):
         raise ValueError(f"{weights.source} holds a head, not distilled weights; name another")
     state, source = _tensors_of(weights, base, cache_dir)
@@ -121,7 +124,7 @@ def published_weights(weights: Weights, base: str, cache_dir: str | Path | None 
 def _tensors_of(
     weights: Embedded | Published, base: str, cache_dir: str | Path | None
 ) -> tuple[dict[str, Tensor], HeadSource]:
-    """The tensors of a file, and where they come from."""
+    """Read the tensors of a file, and say where they come from."""
     if isinstance(weights, Embedded):
         path = weights_path(weights.file)
         source = HeadSource(str(path), sha256=weights.sha256, base=base)
@@ -140,13 +143,13 @@ def _tensors_of(
 
 
 def _place_beside(path: Path, sha256: str | None) -> Path:
-    """Where the tensors of a cached `.pth` are kept as safetensors, so that it is read once."""
+    """Name the file that keeps the tensors of a cached `.pth` as safetensors, so that the `.pth` is read once."""
     version = sha256 or hub.recorded_sha256(path) or hub.commit_of(path)
     return hub.storage_of(path) / "converted" / f"{path.parent.name}-{path.stem}-{version}.safetensors"
 
 
 def _read_kept(kept: Path) -> dict[str, Tensor] | None:
-    """None if there are none, or if they are damaged."""
+    """Read the tensors that are kept, None if there are none or they are damaged."""
     try:
         return read_tensors(kept) if kept.is_file() else None
     except ValueError as error:
@@ -155,7 +158,7 @@ def _read_kept(kept: Path) -> dict[str, Tensor] | None:
 
 
 def _keep(state: dict[str, Tensor], kept: Path) -> None:
-    """Write them, if the cache can be written: one that is full or read-only loads all the same."""
+    """Keep tensors if the cache can be written; where it is full or read-only, the weights load all the same."""
     try:
         kept.parent.mkdir(exist_ok=True)
         save_tensors({key: value.contiguous() for key, value in state.items()}, kept, {"format": "pt"})

@@ -1,8 +1,8 @@
-"""What is this file? Read it, check it; the only module that opens the pickles of others.
+"""Finds out what a file is, reads it and checks it; no other module opens pickles of others.
 
 The authors' denoiser file is `{"denoiser": state_dict, "optimizer": ..., "step": int}`, their distilled one `{"model":
 state_dict, ...}` with timm's own keys behind the prefix `model.`. The optimizer's state holds a numpy float64 learning
-rate, which is all that is admitted besides tensors and plain Python values.
+rate, the only thing that is admitted besides tensors and plain Python values.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def kind_of(source: str | Path | Iterable[str], cache_dir: str | Path | None = N
         cache_dir: of the Hub client.
 
     Returns:
-        "unknown" for what is none of these or cannot be read here: timm knows more formats, and says what is wrong.
+        The kind; "unknown" for what is none of these or cannot be read here: timm knows more formats, and says what is
+        wrong.
 
     Raises:
         OSError: if a repository is not to be had.
@@ -71,7 +72,7 @@ def kind_of(source: str | Path | Iterable[str], cache_dir: str | Path | None = N
 
 
 def read_config(source: str | Path, cache_dir: str | Path | None = None) -> dict[str, Any] | None:
-    """The configuration in a folder or `hf-hub:user/repo`, None if there is none.
+    """Read the configuration in a folder or `hf-hub:user/repo`, None if there is none.
 
     Raises:
         OSError: if a repository is not to be had.
@@ -86,7 +87,7 @@ def read_config(source: str | Path, cache_dir: str | Path | None = None) -> dict
 
 
 def is_head_config(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is a head's; timm's own, of models, name the architecture and no kind."""
+    """Say whether a `config.json` is a head's; timm's own, of models, name the architecture and no kind."""
     return "architecture" not in config or config.get("kind") == "head"
 
 
@@ -99,7 +100,7 @@ def check_schema(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_finite(state: dict[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Give back the same tensors; ValueError if a value of theirs is not finite."""
+    """Give the tensors back; raise ValueError if a value of theirs is not finite."""
     bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise ValueError(f"{source}: values of {', '.join(bad)} are not finite; the file is damaged or badly trained")
@@ -107,7 +108,7 @@ def check_finite(state: dict[str, Tensor], source: object) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ValueError if it is damaged."""
+    """Read all tensors of a safetensors file; raise ValueError if it is damaged."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -115,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; ValueError if it is damaged."""
+    """Read what a safetensors file says of itself; raise ValueError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -124,10 +125,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_pickle(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of one of the authors' files, on the CPU, under the keys of `DenoiserHead` or of timm.
+    """Read the tensors of one of the authors' files, on the CPU, under the keys of `DenoiserHead` or of timm.
 
     Args:
-        path: a denoised or distilled `.pth` file.
+        path: a `.pth` file of a denoiser or of a distilled model.
 
     Raises:
         ValueError: if the file is none of theirs, is damaged, or would run code.
@@ -156,7 +157,7 @@ def _kind_of_keys(keys: Iterable[str]) -> Kind:
 
 
 def _keys(path: Path) -> set[str]:
-    """The names of the tensors in a file, or in a folder's; none if it cannot be read."""
+    """Read the names of the tensors in a file, or in a folder's; none if it cannot be read."""
     if path.is_dir():
         candidates = [path / name for name in (WEIGHTS_NAME, PICKLED_WEIGHTS)]
         path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
@@ -172,7 +173,7 @@ def _keys(path: Path) -> set[str]:
 
 
 def _pickled_keys(path: Path) -> set[str]:
-    """The names in a pickle of PyTorch, `{"state_dict": ...}` and its like looked into; none if it cannot be read."""
+    """Read the names in a pickle of PyTorch, also those within `{"state_dict": ...}`; none if it cannot be read."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in what timm's train.py writes
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -183,7 +184,7 @@ def _pickled_keys(path: Path) -> set[str]:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch cannot read a file, without its advice to read it unsafely."""
+    """Say why torch cannot read a file, without its advice to read it unsafely."""
     if foreign := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it holds a {foreign[1]}, and nothing but tensors, plain values and numpy's float64 is read"
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]

@@ -42,7 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def one_line(message: object) -> str:
-    """Text without its line breaks."""
+    """Join the lines of a text."""
     return " ".join(str(message).split())
 
 
@@ -76,5 +76,5 @@ def table(columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> s
 
 
 def cell(value: Any, spec: str = "") -> str:
-    """Text of a value in a table."""
+    """Write a value as a table shows it."""
     return "-" if value is None else format(value, spec)

@@ -177,7 +177,7 @@ def _tag(row: Row) -> str:
 
 
 def _change(row: Row, key: str) -> str:
-    """Text of a figure, of the base and with the weights; "-" where none is published."""
+    """Write a figure of the base and of the weights, "raw -> denoised"; "-" where none is published."""
     if row["base_figures"] is None:
         return "-"
     spec = FIGURES[key][1]

@@ -122,7 +122,7 @@ def maps_of(model: Any, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _files(target: Path) -> tuple[Path, Path]:
-    """Paths of the maps and of the panel."""
+    """Give the paths of the maps and of the panel."""
     return target.with_name(f"{target.name}.safetensors"), target.with_name(f"{target.name}.png")
 
 
@@ -164,7 +164,7 @@ def _file_metadata(path: Path) -> dict[str, str]:
 
 
 def _measured(original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
-    """Sizes as JSON [height, width], upright."""
+    """Write sizes as JSON [height, width], upright."""
     return {
         "original_size": json.dumps([original.height, original.width]),
         "image_size": json.dumps([image.height, image.width]),

@@ -31,12 +31,12 @@ CLIENT: dict[str, Any] = {"library_name": "dvt-timm", "library_version": __versi
 
 
 def is_source(source: object) -> bool:
-    """Whether a source is a repository, "hf-hub:user/repo[@revision]"."""
+    """Say whether a source is a repository, "hf-hub:user/repo[@revision]"."""
     return str(source).startswith(HUB_PREFIX)
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """(repository, revision or None) of "user/repo" or "user/repo@revision", with or without "hf-hub:"."""
+    """Split "user/repo" or "user/repo@revision", with or without "hf-hub:", into (repository, revision or None)."""
     repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     return repo, revision or None
 
@@ -50,21 +50,21 @@ def fetch(
     sha256: str | None = None,
     check_cached: bool = True,
 ) -> Path:
-    """A file of a repository; `commit_of` says at which commit, for the others that belong to it.
+    """Fetch a file of a repository into the cache; `commit_of` gives its commit, for the files that belong to it.
 
-    One in the cache at a revision that is a commit needs no request. The bytes are checked; a file that is not what it
-    should be is downloaded once more, at its commit, and removed if it still is not.
+    If the revision is a commit, a file in the cache needs no request. The bytes are checked: a wrong file is downloaded
+    once more, at its commit, and removed if it is wrong again.
 
     Args:
         repo: "user/repo".
-        file: path in it.
+        file: path in the repository.
         revision: commit, tag or branch, "main" by default.
         cache_dir: of the Hub client, its own default if None.
-        sha256: what the file must hash to; by default what the Hub says it hashes to.
+        sha256: the SHA-256 that the file must have; by default the hash that the Hub names.
         check_cached: check a file that was in the cache before, too.
 
     Returns:
-        Its path in the cache.
+        The file's path in the cache.
 
     Raises:
         OSError: if it is not to be had. The class is the Hub client's; the text names repository, file and remedy.
@@ -92,7 +92,7 @@ def fetch(
 
 
 def pin_weights(source: str, cache_dir: str | Path | None = None) -> tuple[str, Path | None]:
-    """Resolve where timm is to load weights from, and fetch them for it, checked.
+    """Pin the place that timm is to load weights from to one commit, and fetch them for it, checked.
 
     Args:
         source: "user/repo" or "user/repo@revision".
@@ -134,39 +134,39 @@ def published_sha256(source: str, token: str | None = None) -> str | None:
 
 
 def commit_of(path: Path) -> str:
-    """The commit of a file in the cache, whose path is .../snapshots/<commit>/<file>."""
+    """Read the commit of a file in the cache from its path, .../snapshots/<commit>/<file>."""
     return path.relative_to(storage_of(path)).parts[1]
 
 
 def storage_of(path: Path) -> Path:
-    """The folder of a cached file's repository."""
+    """Find the folder of a cached file's repository."""
     return next(parent.parent for parent in path.parents if parent.name == "snapshots")
 
 
 def cached(repo: str, file: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
-    """The path of a file that is in the cache; no request is made."""
+    """Give the path of a file in the cache, None if it is not there; no request is made."""
     found = _look_in_cache(repo, file, revision, cache_dir)
     return Path(found) if isinstance(found, str) else None
 
 
 def _look_in_cache(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Any:
-    """The path of a file, None, or the client's note that the repository has no such file."""
+    """Give the path of a file, None, or the client's note that the repository has no such file."""
     folder = None if cache_dir is None else Path(cache_dir).expanduser()
     return try_to_load_from_cache(repo, file, cache_dir=folder, revision=revision)
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """What the Hub said a large cached file hashes to; None for a small one, or if that is not kept."""
+    """Give the SHA-256 that the Hub named for a large cached file; None for a small one, or if it is not kept."""
     return _as_sha256(_recorded_etag(path))
 
 
 def _recorded_etag(path: Path) -> str | None:
-    """The cache keeps it as the name of the blob that a file links to, where the file system has links."""
+    """Read the ETag that the cache keeps as the name of the blob that a file links to; None where it made no link."""
     return Path(os.readlink(path)).name if path.is_symlink() else None
 
 
 def _as_sha256(etag: str | None) -> str | None:
-    """The ETag of a large file is its SHA-256; that of a small one is something shorter."""
+    """Take the ETag of a large file, which is its SHA-256; that of a small file is shorter and gives None."""
     return etag if etag is not None and len(etag) == 64 else None
 
 
@@ -185,7 +185,7 @@ def _download(repo: str, file: str, revision: str | None, cache_dir: str | Path 
 
 
 def _is_sound(repo: str, file: str, path: Path, sha256: str | None, is_new: bool) -> bool:
-    """Whether the bytes of a cached file are what they should be."""
+    """Say whether the bytes of a cached file are what they should be."""
     expected = sha256 or _recorded_etag(path)
     if expected is None and is_new:
         expected = get_hf_file_metadata(hf_hub_url(repo, file, revision=commit_of(path)), **CLIENT).etag

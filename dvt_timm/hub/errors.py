@@ -29,7 +29,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def explained(action: str, repo: str) -> Iterator[None]:
-    """Errors of the Hub's client and of the disk, with a text that says what failed, why, and what to do.
+    """Raise errors of the Hub's client and of the disk anew, with a text that says what failed, why, and what to do.
 
     Nothing but calls of the client belongs inside.
 
@@ -38,8 +38,8 @@ def explained(action: str, repo: str) -> Iterator[None]:
         repo: "user/repo".
 
     Raises:
-        OSError: of the client's own class where it has one.
-        ValueError: for what is no name of a repository.
+        OSError: if the Hub, the network or the disk fails; the class is the client's own where it has one.
+        ValueError: if `repo` is no name of a repository.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def explained(action: str, repo: str) -> Iterator[None]:
 
 
 def _as_known(error: Exception) -> Exception:
-    """The OSError or HTTPError behind a RuntimeError, which xet and the client's uploads raise for whatever fails."""
+    """Find the OSError or HTTPError behind a RuntimeError, which xet and the client's uploads raise for any failure."""
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if not isinstance(error, RuntimeError):
@@ -65,7 +65,7 @@ def _as_known(error: Exception) -> Exception:
 
 
 def _with_text(error: Exception, text: str) -> Exception:
-    """An error of the same class where its class says something, else a ConnectionError."""
+    """Make an error of the same class where the class says something, else a ConnectionError."""
     if isinstance(error, HfHubHTTPError):
         return type(error)(text, response=error.response)
     if isinstance(error, LocalEntryNotFoundError):
@@ -76,7 +76,7 @@ def _with_text(error: Exception, text: str) -> Exception:
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, str]:
-    """(what is wrong, what to do)."""
+    """Say (what is wrong, what to do)."""
     if isinstance(error, LocalEntryNotFoundError):
         return _unreachable_reason(error.__cause__, repo)
     if isinstance(error, HfHubHTTPError):
@@ -95,7 +95,7 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
 
 
 def _unreachable_reason(cause: BaseException | None, repo: str) -> tuple[str, str]:
-    """Of a file that is neither in the cache nor to be had."""
+    """Say (what is wrong, what to do) of a file that is neither in the cache nor to be had."""
     if isinstance(cause, HfHubHTTPError):
         reason, remedy = _refusal_reason(cause, repo)
         return f"{reason}, and it is not in the cache", remedy
@@ -110,7 +110,7 @@ def _unreachable_reason(cause: BaseException | None, repo: str) -> tuple[str, st
 
 
 def _refusal_reason(error: HfHubHTTPError, repo: str) -> tuple[str, str]:
-    """Of an answer of the Hub that is an error."""
+    """Say (what is wrong, what to do) of an answer of the Hub that is an error."""
     page, status = f"{constants.ENDPOINT}/{repo}", error.response.status_code
     if isinstance(error, GatedRepoError):
         return "access to it is restricted", f"ask for it at {page}, then `hf auth login` or set HF_TOKEN"

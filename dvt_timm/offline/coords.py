@@ -47,7 +47,7 @@ class PatchGrid:
         return h, w
 
     def centers(self) -> tuple[Tensor, Tensor]:
-        """The centers of the rows [h] and of the columns [w], as shares of the view's height and width."""
+        """Give the centers of the rows [h] and of the columns [w], as shares of the view's height and width."""
         y, x = (
             (torch.arange(count, dtype=torch.float64) * stride + patch / 2) / side
             for count, side, patch, stride in zip(
@@ -57,13 +57,13 @@ class PatchGrid:
         return y, x
 
     def edge_to_edge(self) -> tuple[Tensor, Tensor]:
-        """The released code's places of rows [h] and columns [w]: the outermost patches on the view's border."""
+        """Give the released code's places of rows [h] and columns [w]: the outermost ones lie on the view's border."""
         y, x = (torch.linspace(0, 1, count, dtype=torch.float64) for count in self.shape)
         return y, x
 
 
 def patch_xy(windows: Windows, rows: Tensor, columns: Tensor) -> Tensor:
-    """Where the patches of every view lie in the image.
+    """Say where the patches of every view lie in the image.
 
     Args:
         windows: V of them.
@@ -82,13 +82,13 @@ def patch_xy(windows: Windows, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def image_grid(rows: int, columns: int) -> Tensor:
-    """The centers of rows x columns equal cells of the image: [rows, columns, 2] (x, y), for `semantics_at`."""
+    """Give the centers of rows x columns equal cells of the image: [rows, columns, 2] (x, y), for `semantics_at`."""
     whole = Windows(torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64), torch.tensor([False]))
     return patch_xy(whole, *PatchGrid((rows, columns), (1, 1), (1, 1)).centers())[0]
 
 
 def places_in_image(xy: Tensor) -> Tensor:
-    """Places [..., 2] where a field is read, as [N, 2]: those outside the image moved to its border.
+    """Bring places [..., 2] where a field is read to [N, 2], those outside the image to its border.
 
     Raises:
         ValueError: on another shape, and on NaN.
@@ -106,7 +106,7 @@ def reflect(position: Tensor) -> Tensor:
 
 
 def bilinear(xy: Tensor, nodes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The four nodes around each place, and their weights.
+    """Find the four nodes around each place, and their weights.
 
     Args:
         xy: [N, 2] in [0, 1], image frame.

@@ -96,7 +96,7 @@ class ImageFitter:
         return self._solver(stream).fit(stream)
 
     def views_of(self, image: Image.Image | str | PathLike[str]) -> ViewStream:
-        """The views that the solver is given, none of them computed yet; raises as `sample_views` does."""
+        """Give the views that the solver will see, none of them computed yet; raises as `sample_views` does."""
         return sample_views(self.model, image, **self.views)
 
     def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
@@ -126,7 +126,7 @@ class ImageFitter:
         return solution, ViewPairs(views.features.roll(1, dims=0), clean.roll(1, dims=0))
 
     def _solver(self, stream: ViewStream) -> Solver:
-        """The solver to use, prepared for these views if it can be."""
+        """Choose the solver, prepared for these views if it can be."""
         if not isinstance(self.solver, LeastSquaresSolver) or self.solver.smoothness == "auto":
             return self.solver
         if stream.size not in self._prepared:

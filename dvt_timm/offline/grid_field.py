@@ -25,7 +25,7 @@ class Basis:
 
     @classmethod
     def at(cls, xy: Tensor, nodes: tuple[int, int], dtype: torch.dtype) -> Basis:
-        """B at places [N, 2] in [0, 1]."""
+        """Build B for places [N, 2] in [0, 1]."""
         return cls(*bilinear(xy.to(dtype), nodes), nodes)
 
     @property
@@ -33,29 +33,29 @@ class Basis:
         return self.nodes[0] * self.nodes[1]
 
     def to(self, dtype: torch.dtype) -> Basis:
-        """The same with weights of another dtype."""
+        """Convert the weights to another dtype."""
         return replace(self, weight=self.weight.to(dtype))
 
     def dense(self) -> Tensor:
-        """B, [N, K]."""
+        """Write B out: [N, K]."""
         return self.weight.new_zeros(len(self.index), self.num_nodes).scatter_add_(1, self.index, self.weight)
 
     def squared(self) -> Basis:
-        """The matrix of squared weights."""
+        """Square the weights."""
         return replace(self, weight=self.weight.square())
 
     def read(self, field: Tensor) -> Tensor:
-        """B F: [K, C] -> [N, C]."""
+        """Compute B F: [K, C] -> [N, C]."""
         return embedding_bag(self.index, field, per_sample_weights=self.weight, mode="sum")
 
     def scatter(self, values: Tensor) -> Tensor:
-        """B^T y: [N, C] -> [K, C]."""
+        """Compute B^T y: [N, C] -> [K, C]."""
         place, weight, starts = self._by_node
         return embedding_bag(place, values, starts, per_sample_weights=weight, mode="sum")
 
     @cached_property
     def _by_node(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Places and weights in order of their nodes, and where each node's begin."""
+        """Order places and weights by their nodes, and say where each node's begin."""
         node, order = self.index.flatten().sort(stable=True)
         starts = torch.searchsorted(node, torch.arange(self.num_nodes, device=node.device))
         return order // 4, self.weight.flatten()[order], starts
@@ -77,7 +77,7 @@ class GridField:
 
 
 def roughness_gradient(field: Tensor) -> Tensor:
-    """L F, where F^T L F is the sum of squared differences of neighboring nodes: [R_y, R_x, C] -> the same."""
+    """Compute L F, where F^T L F is the sum of squared differences of neighboring nodes: [R_y, R_x, C] -> the same."""
     result = torch.zeros_like(field)
     for dim in (0, 1):
         difference = field.diff(dim=dim)

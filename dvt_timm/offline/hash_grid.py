@@ -59,7 +59,7 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter(torch.empty(sum(sizes), dim).uniform_(-INITIAL, INITIAL))
 
     def forward(self, xy: Tensor) -> Tensor:
-        """[N, 2] in [0, 1] -> [N, L * D]."""
+        """Encode places: [N, 2] in [0, 1] -> [N, L * D]."""
         position = xy[:, None, :] * self.scale[:, None] + 0.5  # [N, L, 2]
         cell = position.floor()
         index, weight = self._corners(cell.long(), position - cell)

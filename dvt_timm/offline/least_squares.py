@@ -102,7 +102,7 @@ class PreparedSolver:
 
     @torch.no_grad()
     def semantics_without(self, view: int, features: Tensor, solution: Decomposition) -> Tensor:
-        """F as all views but one have it, at the places of that one's patches: what a head can learn to predict.
+        """Read F as all views but one have it, at the places of that one's patches: what a head can learn to predict.
 
         What a fit without the view gives, up to rounding in float32, for one product with a [P, P] matrix, which is
         made when the view is first left out and kept: at 37 x 37 patches 7.5 MB.
@@ -249,7 +249,7 @@ class LeastSquaresSolver:
         return next(self._candidates(xy, grid, (self.smoothness,)))
 
     def _candidates(self, xy: Tensor, grid: tuple[int, ...], values: Iterable[float]) -> Iterator[PreparedSolver]:
-        """One prepared solver per smoothness; xy: [V, P, 2]."""
+        """Prepare one solver per smoothness; xy: [V, P, 2]."""
         _check_places(xy)
         layout = Layout(xy, self._nodes(grid))
         matrix = data_matrix(layout) if layout.is_dense else None
@@ -280,7 +280,7 @@ class LeastSquaresSolver:
 
 
 def _first_of(views: Iterable[Views]) -> tuple[Views, Iterable[Views]]:
-    """The first batch, and all batches with it."""
+    """Look at the first batch, and give all batches with it."""
     batches = iter(views)
     first = next(batches, None)
     if first is None:

@@ -36,7 +36,7 @@ class NoiseModel(nn.Module):
     """The parameters of F, G and h for one image."""
 
     def __init__(self, dim: int, grid: tuple[int, int], encoding: HashGrid) -> None:
-        """dim: C; grid: (h, w)."""
+        """Take C as `dim` and (h, w) as `grid`."""
         super().__init__()
         self.encoding = encoding
         self.decoder = nn.Sequential(nn.Linear(encoding.out_dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim))
@@ -46,12 +46,12 @@ class NoiseModel(nn.Module):
         )
 
     def semantics(self, xy: Tensor) -> Tensor:
-        """F: [N, 2] in [0, 1], image frame -> [N, C]."""
+        """Read F: [N, 2] in [0, 1], image frame -> [N, C]."""
         features: Tensor = self.decoder(self.encoding(xy))
         return features
 
     def artifact(self, xy: Tensor) -> Tensor:
-        """G: [N, 2] in [-1, 1], view frame, -1 and 1 at the centers of the outermost patches -> [N, C]."""
+        """Read G: [N, 2] in [-1, 1], view frame, -1 and 1 at the centers of the outermost patches -> [N, C]."""
         sampled = grid_sample(self.artifact_map, xy[None, None], mode="bilinear", align_corners=True)
         return sampled[0, :, 0].T
 
@@ -62,7 +62,7 @@ def losses(
     artifact: Tensor,  # [N, C] G
     residual: Tensor | None = None,  # [N, C] h(y), from phase 2 on
 ) -> dict[str, Tensor]:
-    """The weighted terms of the loss under the released code's names, and their sum as "loss"."""
+    """Compute the weighted terms of the loss under the released code's names, and their sum as "loss"."""
     explained = semantics + artifact
     predicted = explained if residual is None else explained + residual.detach()
     terms = {
@@ -76,7 +76,7 @@ def losses(
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """The rate warms up linearly over a tenth of the steps, then falls in a cosine."""
+    """Give a rate that rises linearly over a tenth of the steps, then falls in a cosine."""
     return warmed_up_cosine(step, num_steps, num_steps // 10, PEAK_RATE, LAST_RATE)
 
 

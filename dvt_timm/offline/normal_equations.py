@@ -32,7 +32,7 @@ class Layout:
     """Where all patches of all views lie, and sums of the rows of B over views and over patches."""
 
     def __init__(self, xy: Tensor, nodes: tuple[int, int]) -> None:
-        """xy: [V, P, 2] in [0, 1], image frame; nodes: (R_y, R_x) of F."""
+        """Take xy [V, P, 2] in [0, 1], image frame, and the nodes (R_y, R_x) of F."""
         self.xy, self.nodes = xy, nodes
         self.num_nodes = nodes[0] * nodes[1]
         self.basis = Basis.at(xy.flatten(0, 1), nodes, torch.float64)
@@ -54,7 +54,7 @@ class Layout:
 
 
 def data_matrix(layout: Layout) -> Tensor:
-    """B^T Q B as a dense matrix [K, K], float64."""
+    """Compute B^T Q B as a dense matrix [K, K], float64."""
     V, P = layout.xy.shape[:2]
     K, basis = layout.num_nodes, layout.basis
     flat = torch.zeros(K * K, dtype=torch.float64, device=layout.xy.device)
@@ -85,7 +85,7 @@ def factorized(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Sol
 
 
 def left_out(layout: Layout, solve: Solve, view: int) -> Tensor:
-    """What leaving a view out changes in F at the places of its patches: [P, P] times its own residuals.
+    """Compute what leaving a view out changes in F at the places of its patches: [P, P] times its own residuals.
 
     To leave a view out is to give each of its patches a parameter d of its own. Those that explain it all are
     `d = S^-1 r`, with r the residuals of the fit with it, `S = E^T Q E - R^T M^-1 R` and `R = B^T Q E`, where E picks
@@ -131,7 +131,7 @@ def conjugate_gradients(layout: Layout, smoothness: float) -> Solve:
 
 
 def _iterate(apply: Solve, sides: Tensor, diagonal: Tensor) -> Tensor:
-    """Conjugate gradients on every column of sides [K, c], with a diagonal preconditioner [K, 1]."""
+    """Run conjugate gradients on every column of sides [K, c], with a diagonal preconditioner [K, 1]."""
     field = torch.zeros_like(sides)
     residual = sides - sides.mean(dim=0)
     target = TOLERANCE * residual.norm(dim=0)

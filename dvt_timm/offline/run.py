@@ -37,7 +37,7 @@ class Team:
     """
 
     def __init__(self, device: str | None = None) -> None:
-        """device: "cpu" keeps off the GPUs."""
+        """Join the others; `device` "cpu" keeps off the GPUs."""
         self.rank, self.size, self._state = 0, 1, None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
@@ -137,7 +137,7 @@ def fit_store(
 
 
 def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
-    """The settings on which two runs into one store must agree."""
+    """Collect the settings on which two runs into one store must agree."""
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": FORMAT,
@@ -153,7 +153,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
 
 
 def _weights_file(model: Any) -> dict[str, str]:
-    """SHA-256 of the file that a model's weights were read from, if that is not what its name stands for."""
+    """Hash the file that a model's weights were read from, if that is not what its name stands for."""
     file = (getattr(model, "pretrained_cfg", None) or {}).get("file")
     if not file:
         return {}
@@ -165,7 +165,7 @@ def _weights_file(model: Any) -> dict[str, str]:
 
 
 def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:
-    """The SHA-256 of a backbone's weights; tensors whose names begin with `skipped` do not count."""
+    """Hash a backbone's weights (SHA-256); tensors whose names begin with `skipped` do not count."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(skipped):
@@ -175,7 +175,7 @@ def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.",
 
 
 def _unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
-    """Images that are not done, each content once, with its SHA-256."""
+    """Find the images that are not done, each content once, with its SHA-256."""
     todo: dict[str, Path] = {}
     for path in images:
         try:
@@ -198,7 +198,7 @@ def _decompose(fitter: ImageFitter, path: Path, sha256: str) -> tuple[Image.Imag
 
 
 def seed_of(sha256: str) -> int:
-    """The seed of an image's own draws, which its content decides and its name does not."""
+    """Derive the seed of an image's own draws, which its content decides and its name does not."""
     return int(sha256[:16], 16)
 
 

@@ -67,7 +67,7 @@ class FeatureStore:
         return len(self.entries)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        """(raw, clean) of image i: [h, w, C] each, in the store's dtype."""
+        """Read (raw, clean) of image i: [h, w, C] each, in the store's dtype."""
         return self.raw(i), self.clean(i)
 
     @property
@@ -82,7 +82,7 @@ class FeatureStore:
         return h, w, C
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """(raw, target) to train on, of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
+        """Read (raw, target) of image i (k = 0) or of one of its views (1 <= k < num_pairs): [h, w, C] each.
 
         Raises:
             IndexError: if the store has no such pair.
@@ -93,15 +93,15 @@ class FeatureStore:
         return self._read(i, PAIRS_RAW, k), self._read(i, PAIRS_CLEAN, k)
 
     def raw(self, i: int) -> Tensor:
-        """The model's features of image i: [h, w, C]."""
+        """Read the model's features of image i: [h, w, C]."""
         return self._read(i, "raw")
 
     def clean(self, i: int) -> Tensor:
-        """The semantics of image i: [h, w, C]."""
+        """Read the semantics of image i: [h, w, C]."""
         return self._read(i, "clean")
 
     def path(self, i: int) -> Path:
-        """The file of image i when it was decomposed."""
+        """Say which file image i was when it was decomposed."""
         return Path(self.entries[i].image)
 
     def _read(self, i: int, part: str, row: int | None = None) -> Tensor:
@@ -129,7 +129,7 @@ def check_pair(k: int, num_pairs: int) -> None:
 
 
 def open_store(folder: str | Path) -> FeatureStore:
-    """The images of a store, finished or not, in the order of their paths.
+    """Open the images of a store, finished or not, in the order of their paths.
 
     Raises:
         ValueError: if the folder holds no store.
@@ -207,7 +207,7 @@ def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES
 
 
 def done_in(folder: Path) -> set[str]:
-    """The SHA-256 of every image that a store holds.
+    """Collect the SHA-256 of every image that a store holds.
 
     Raises:
         RunError: if one of its files is damaged.
@@ -216,7 +216,7 @@ def done_in(folder: Path) -> set[str]:
 
 
 def _entries_in(folder: Path) -> list[Entry]:
-    """All images; the shards come last, since a run that is going on turns pending files into shards meanwhile."""
+    """List all images; the shards come last, since a run that is going on turns pending files into shards meanwhile."""
     pending = [entry for file in _pending_in(folder) for entry in _entries_of(file)]
     return pending + [entry for file in _shards_of(folder) for entry in _entries_of(file)]
 
@@ -239,7 +239,7 @@ def _open(file: Path) -> Any:
 
 
 def _entries_of(file: Path) -> list[Entry]:
-    """The images of one file; none if it is gone."""
+    """List the images of one file; none if it is gone."""
     try:
         metadata = _open(file).metadata() or {}
     except FileNotFoundError:

@@ -116,7 +116,7 @@ def sample_views(
     autocast: torch.dtype | None = None,
     progress: bool = False,
 ) -> ViewStream:
-    """Views of an image, and the model's features of each, computed while one iterates.
+    """Take views of an image, and the model's features of each, computed while one iterates.
 
     `jitter`: windows of 0.6 to 1.25 times the image's sides (log-uniform), off its center by up to a quarter, half of
     them mirrored; beyond its border the image is reflected. They keep the context that features depend on. The windows
@@ -184,13 +184,13 @@ def sample_views(
 
 
 def features_device(model: Any) -> torch.device:
-    """The model's own device, but the CPU for a device that knows no float64."""
+    """Say where features are kept: on the model's own device, but on the CPU where that knows no float64."""
     device: torch.device = model.patch_embed.proj.weight.device
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def default_autocast(model: Any) -> torch.dtype:
-    """The dtype of the forward passes where none is asked for."""
+    """Choose the dtype of the forward passes where none is asked for."""
     return torch.bfloat16 if features_device(model).type == "cuda" else torch.float32
 
 
@@ -251,7 +251,7 @@ def _position_windows(num_views: int, seed: int, sides: tuple[float, float]) -> 
 
 
 def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:
-    """The size (H, W) in pixels that images of any shape are squeezed to, in whole patches; by default the model's."""
+    """Give the size (H, W) in pixels that images are squeezed to, in whole patches; by default the model's."""
     embed = model.patch_embed
     if size is None:
         height, width = (side // patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True))
@@ -271,7 +271,7 @@ def check_fits(model: Any, size: tuple[int, int]) -> None:
 
 
 def _mirrored(image: Image.Image, windows: Windows) -> tuple[Image.Image, tuple[int, int]]:
-    """The image with as much of its reflection around it as the windows show, and where its corner (x, y) lies."""
+    """Put as much of its reflection around an image as the windows show, and say where its corner (x, y) lies."""
     beyond = torch.maximum(-windows.boxes[:, :2], windows.boxes[:, 2:] - 1).amax(dim=0).clamp(min=0)  # (x, y)
     x, y = (math.ceil(share * side) for share, side in zip(beyond.tolist(), image.size, strict=True))
     padded = np.pad(np.asarray(image), ((y, y), (x, x), (0, 0)), mode="symmetric")

@@ -21,13 +21,13 @@ Metrics = Sequence[EvalResult] | Mapping[str, Mapping[str, float]]
 def render_card(
     config: Mapping[str, Any], place: str, results: Sequence[EvalResult] = (), datasets: Sequence[str] = ()
 ) -> ModelCard:
-    """The card of a head or a model.
+    """Render the card of a head or a model.
 
     Args:
         config: its `config.json`, with the base's timm name as "base".
         place: where `create_model` finds it, "hf-hub:user/repo" or "local-dir:FOLDER".
-        results: for the model-index.
-        datasets: names on the Hub of those that it was trained on.
+        results: figures for the model-index.
+        datasets: the Hub's names of the data sets that it was trained on.
     """
     args, is_head = config["model_args"], config["kind"] == "head"
     for_timm = not {"denoiser", "stride"} & args.keys()  # plain timm knows neither
@@ -66,20 +66,20 @@ def render_card(
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """What a `config.json`, with the base's timm name as "base", is of."""
+    """Make the title of a card from a `config.json` with the base's timm name as "base"."""
     if config["kind"] == "head":
         return f"Denoiser head for {config['base']}"
     return f"{'Denoised' if 'denoiser' in config['model_args'] else 'Weights for'} {config['base']}"
 
 
 def eval_results(metrics: Metrics | EvalResult | None) -> list[EvalResult]:
-    """Metrics in the form of the Hub's client, their numbers as plain floats.
+    """Put metrics into the form of the Hub's client, their numbers as Python's.
 
     Args:
         metrics: `{"dataset": {"metric": value}}`, or `EvalResult`s.
 
     Raises:
-        ValueError: if one is not finite, or no number.
+        ValueError: if a metric is not finite, or no number.
     """
     if isinstance(metrics, Mapping):
         results = [result for dataset, values in metrics.items() for result in _results_of(dataset, values)]
@@ -108,7 +108,7 @@ def _results_of(dataset: str, values: Mapping[str, float]) -> list[EvalResult]:
 
 
 def _plain_number(result: EvalResult) -> Any:
-    """The value of a metric; a number, of numpy perhaps, as Python's."""
+    """Give the value of a metric; make Python's number of one that may be NumPy's."""
     value = result.metric_value
     if not isinstance(value, Real):
         return value
@@ -119,12 +119,12 @@ def _plain_number(result: EvalResult) -> Any:
 
 
 def _license(name: str | None) -> dict[str, Any]:
-    """A license as cards of the Hub say it: those that it has no word for are "other"."""
+    """Say a license as cards of the Hub do: those that it has no word for are "other"."""
     return {"license": name} if name in (None, *LICENSES) else {"license": "other", "license_name": name}
 
 
 def _table_cell(value: Any) -> str:
-    """Text that stays in its cell."""
+    """Escape a value so that its text stays in its cell."""
     return " ".join(html.escape(str(value), quote=False).split()).replace("|", "\\|")
 
 

@@ -46,7 +46,9 @@ def pin(path: Path | None = None, revision: str = "main") -> list[dict[str, Any]
         commit, found = _look_up(repo, list(files), revision)
         unknown = [file for file in files if file not in found]
         if unknown:
-            raise ValueError(f"{repo} at {commit} has no large file {', '.join(unknown)}; nothing was written")
+            raise ValueError(
+                f"{repo} at {commit} has no large file {', '.join(unknown)}; nothing was written, try another revision"
+            )
         for entry in manifest["variants"]:
             if entry.get("repo") == repo:
                 size, sha256 = found[entry["file"]]
@@ -77,7 +79,7 @@ def check(download: bool = False) -> list[dict[str, Any]]:
 
 
 def format_manifest(manifest: Mapping[str, Any]) -> str:
-    """The manifest as JSON, one base and one name on a line each."""
+    """Format the manifest as JSON, each base and each name on one line."""
     parts = []
     for key, value in manifest.items():
         if isinstance(value, dict):
@@ -92,7 +94,7 @@ def format_manifest(manifest: Mapping[str, Any]) -> str:
 
 
 def _by_repository(variants: Iterable[Variant]) -> dict[str, dict[str, Variant]]:
-    """The files of every repository, each with a variant that has it: several names may share one."""
+    """Collect the files of every repository, each with one variant that has it: several names may share a file."""
     files: dict[str, dict[str, Variant]] = defaultdict(dict)
     for variant in variants:
         if isinstance(variant.weights, Published):
@@ -101,7 +103,7 @@ def _by_repository(variants: Iterable[Variant]) -> dict[str, dict[str, Variant]]
 
 
 def _look_up(repo: str, files: list[str], revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
-    """The commit of a revision, and size and SHA-256 of those files that are there, as large ones."""
+    """Look up the commit of a revision, and size and SHA-256 of those files that are there as large ones."""
     api = HfApi(**hub.CLIENT)
     with explained(f"look up the files of {repo}" + (f" at {revision}" if revision else ""), repo):
         commit = str(api.model_info(repo, revision=revision).sha)
@@ -111,7 +113,7 @@ def _look_up(repo: str, files: list[str], revision: str | None) -> tuple[str, di
 
 
 def _published_rows(repo: str, variants: list[Variant], download: bool) -> list[dict[str, Any]]:
-    """Rows of one repository's files, each looked up at its own revision."""
+    """Make the rows of one repository's files, each looked up at its own revision."""
     by_revision: dict[str | None, list[Variant]] = defaultdict(list)
     for variant in variants:
         by_revision[_published(variant).revision].append(variant)
@@ -133,7 +135,7 @@ def _published(variant: Variant) -> Published:
 
 
 def _state(weights: Published, found: tuple[int, str] | None) -> str:
-    """What is to be said of a file, from its size and SHA-256 on the Hub."""
+    """Say the state of a file, from its size and SHA-256 on the Hub."""
     if found is None:
         return "not on the Hub"
     if weights.sha256 is None:
@@ -142,7 +144,7 @@ def _state(weights: Published, found: tuple[int, str] | None) -> str:
 
 
 def _build(variant: Variant) -> str | None:
-    """Fetch and read a variant's file; what is wrong with it, None if nothing."""
+    """Fetch and read a variant's file; say what is wrong with it, None if nothing is."""
     read = published_weights if variant.distilled else published_head
     try:
         read(_published(variant), variant.base)
@@ -152,7 +154,7 @@ def _build(variant: Variant) -> str | None:
 
 
 def _embedded(variants: Iterable[Variant]) -> list[Embedded]:
-    """The files that ship with this package, heads first."""
+    """List the files that ship with this package, heads first."""
     heads = [variant.weights for variant in variants if isinstance(variant.weights, Embedded)]
     return heads + [variant.backbone for variant in variants if variant.backbone is not None]
 

@@ -1,4 +1,4 @@
-"""Heads and models to the Hugging Face Hub: one commit of config.json, model.safetensors and a model card."""
+"""Pushes heads and models to the Hugging Face Hub: one commit of config.json, model.safetensors and a model card."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def push_to_hub(
 
     The repository is made if it does not exist. A README.md that it has is kept, and a warning says so if it is not the
     card of this push. After a failure the same call can be repeated: what has arrived is not sent again, and a commit
-    that has landed is not made twice. A pull request is; none is opened where nothing would change.
+    that has landed is not made twice. A pull request is opened anew, unless nothing would change.
 
     Args:
         model_or_head: a `DenoiserHead`, or a model of `timm.create_model`. Of a denoised model the head alone is
@@ -54,21 +54,21 @@ def push_to_hub(
         repo_id: "user/repo".
         base: timm name of the backbone that the head belongs to, "arch.tag"; a model's own by default.
         metrics: `{"dataset": {"metric": value}}`, or `huggingface_hub.EvalResult`s, for the card's model-index.
-        datasets: names on the Hub of those that it was trained on, for the card.
+        datasets: the Hub's names of the data sets that it was trained on, for the card.
         merged: push base and head as one model, which needs no other repository.
         private: make a new repository private; True refuses one that is public. None for the owner's default.
         revision: branch to push to, made if it does not exist; "main" by default.
         create_pr: open a pull request rather than commit.
-        token: of the Hub, the one of `hf auth login` or HF_TOKEN by default.
-        commit_message: one that names the head or the model by default.
+        token: of the Hub; by default the one of `hf auth login` or HF_TOKEN.
+        commit_message: by default one that names the head or the model.
 
     Returns:
         The commit: `commit_url`, `oid`, `pr_url`.
 
     Raises:
-        TypeError: for what is neither a head nor a model that `create_model` built.
-        ValueError: if `base` is missing or does not fit, a metric is not finite, values of the head are not finite,
-            `repo_id` is no "user/repo", or a public repository is to be private.
+        TypeError: if `model_or_head` is neither a head nor a model that `create_model` built.
+        ValueError: if `base` is missing or does not fit, a metric or a value of the head is not finite, `merged` is
+            asked of a head alone, `repo_id` is no "user/repo", or a public repository is to be private.
         OSError: if the Hub refuses or fails; the class is the Hub client's, the text says what to do.
     """
     repo_id = repo_id.removeprefix(hub.HUB_PREFIX)
@@ -90,16 +90,16 @@ def push_to_hub(
 
 
 def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = False) -> tuple[Any, str | None]:
-    """What a folder of `save_head` or `save_model` holds, for `push_to_hub`: the head or model, and its base.
+    """Load what a folder of `save_head` or `save_model` holds, for `push_to_hub`: the head or model, and its base.
 
     Args:
-        folder: or a head's `.safetensors` file, or `hf-hub:user/repo`.
-        base: the one that it says by default.
+        folder: the folder, or a head's `.safetensors` file, or `hf-hub:user/repo`.
+        base: timm name of the backbone; by default the one that the folder names.
         merged: put a head on its pretrained base.
 
     Raises:
         ValueError: if a head does not say its base.
-        OSError: as `load_head`.
+        OSError: if there is nothing at `folder`, or the Hub refuses or fails.
     """
     if (hub.is_source(folder) or Path(folder).is_dir()) and kind_of(folder) in ("model", "denoised"):
         name = str(folder) if hub.is_source(folder) else f"local-dir:{folder}"
@@ -112,7 +112,7 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
 
 
 def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str | None) -> dict[str, Any]:
-    """Write config.json and model.safetensors; the configuration, with the base under "base"."""
+    """Write config.json and model.safetensors; give the configuration, with the base under "base"."""
     if isinstance(module, DenoiserHead):
         if base is None:
             raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
@@ -137,7 +137,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
 
 
 def _write_head(head_or_model: Any, folder: Path, base: str, token: str | None) -> dict[str, Any]:
-    """Write a head, with the SHA-256 of its base's weights, for which the Hub is asked if need be."""
+    """Write a head, with the SHA-256 of its base's weights, for which the Hub is asked if need be; give its config."""
     config = read_json(save_head(head_or_model, folder, base=base) / CONFIG_NAME)
     source = base_cfg(config["base"]).hf_hub_id
     if config["base_sha256"] is None and source:
@@ -164,7 +164,7 @@ def _commit(
     create_pr: bool,
     token: str | None,
 ) -> tuple[CommitInfo, bool]:
-    """Commit the three files of a folder, or two if the repository has a card; whether it has another one."""
+    """Commit the three files of a folder, or two if the repository has a card; say whether that is another one."""
     api = HfApi(token=token, **hub.CLIENT)
     with explained(f"push to {repo_id}", repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -77,7 +77,7 @@ class TrainConfig:
         return BASE_RATE * math.sqrt(self.batch_size / BASE_BATCH) if self.lr is None else self.lr
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Give the learning rate of a step, counted from 0."""
         return warmed_up_cosine(step, self.steps, round(self.warmup * self.steps), self.peak_lr, FLOOR_RATE)
 
 
@@ -90,7 +90,7 @@ class Preset:
     epochs: int | None = None
 
     def config(self, num_samples: int, **given: Any) -> TrainConfig:
-        """The numbers for so many samples; what is given takes the place of the recipe's."""
+        """Make the numbers for so many samples; what is given takes the place of the recipe's."""
         batch_size = given.get("batch_size", self.batch_size)
         steps = self.steps or max((self.epochs or 1) * num_samples // batch_size, 1)
         return replace(TrainConfig(steps=steps, batch_size=batch_size), **given)

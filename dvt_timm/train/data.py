@@ -33,7 +33,7 @@ class Samples(Protocol):
     def __getitem__(self, i: int) -> Sample: ...
 
     def path(self, i: int) -> Path:
-        """The image file of a sample; it need not exist any more."""
+        """Say which image file a sample is of; it need not exist any more."""
 
 
 class OnlinePairs:
@@ -67,7 +67,7 @@ class OnlinePairs:
         return xy.shape[1], xy.shape[2], self.fitter.model.embed_dim
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
-        """What `FeatureStore.pair` gives from a store."""
+        """Solve what `FeatureStore.pair` reads from a store."""
         check_pair(k, self.num_pairs)
         _, pairs = self._fitted(i)
         return pairs.raw[k].float(), pairs.clean[k].float()
@@ -85,7 +85,7 @@ class OnlinePairs:
         return image
 
     def path(self, i: int) -> Path:
-        """The image file of pair i."""
+        """Say which image file pair i is of."""
         return self.paths[i]
 
 
@@ -99,7 +99,7 @@ class Images:
     def __init__(
         self, paths: Sequence[str | PathLike[str]], preprocessing: Preprocessing, size: tuple[int, int]
     ) -> None:
-        """size: (H, W) in pixels."""
+        """Take `size` as (H, W) in pixels."""
         self.paths, self.preprocessing, self.size = list(map(Path, paths)), preprocessing, size
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Images:
         return self.preprocessing.to_tensor(self.preprocessing.squeeze(image, self.size))[0]
 
     def path(self, i: int) -> Path:
-        """The file of image i."""
+        """Say which file image i is."""
         return self.paths[i]
 
 
@@ -153,7 +153,7 @@ class Stream:
 def positions(
     first: int, last: int, batch_size: int, accumulation: int = 1, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[range]:
-    """One process's batches, from a step on; together the processes take the positions of every step once.
+    """Give one process's batches, from a step on; together the processes take the positions of every step once.
 
     Args:
         first, last: steps, the latter not included.
@@ -196,7 +196,7 @@ def collate(samples: Sequence[Sample], pin_memory: bool = False) -> Sample:
 
 
 def digest_of(names: Iterable[object]) -> str:
-    """The SHA-256 of a list of names."""
+    """Hash a list of names (SHA-256)."""
     return hashlib.sha256("\n".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()
 
 

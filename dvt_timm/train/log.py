@@ -15,7 +15,7 @@ class RunLog:
     """Numbers of a run, appended to `log.jsonl` and `tensorboard/`."""
 
     def __init__(self, run: Path, step: int) -> None:
-        """step: where the run goes on; what was logged after it is dropped."""
+        """Go on after `step`; what was logged after it is dropped."""
         self.path = run / LOG
         _drop_after(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")

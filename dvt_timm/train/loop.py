@@ -111,7 +111,7 @@ class Trainer:
                     )
 
     def unseen(self) -> list[Batch]:
-        """The held-out samples as batches of one, on the CPU."""
+        """Read the held-out samples as batches of one, on the CPU."""
         if not self._unseen:
             with torch.no_grad():
                 batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)

@@ -67,7 +67,7 @@ def train_denoiser(
     progress: bool = False,
     **options: Any,
 ) -> None:
-    """Stage 2: train a head, and write it to a folder as `save_head` does, with a card and metrics.
+    """Train a head (stage 2), and write it to a folder as `save_head` does, with a card and metrics.
 
     Args:
         samples: an open store, or pairs solved on the fly.
@@ -101,7 +101,7 @@ def distill(
     progress: bool = False,
     **options: Any,
 ) -> None:
-    """Stage 3: train a plain ViT to give a denoised one's features, and write it to a folder as `save_model` does.
+    """Train a plain ViT (stage 3) to give a denoised one's features, and write it to a folder as `save_model` does.
 
     Args:
         teacher: a denoised model with its weights.

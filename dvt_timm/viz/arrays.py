@@ -84,7 +84,7 @@ def as_image(image: ImageLike) -> Pixels:
 
 
 def tokens_of(arrays: list[Floats]) -> Floats:  # [N, C]
-    """All patches of all maps."""
+    """Stack the patches of all maps."""
     return np.concatenate([array.reshape(-1, array.shape[2]) for array in arrays])
 
 
@@ -96,7 +96,7 @@ def split(rows: NDArray[Any], arrays: list[Floats]) -> list[NDArray[Any]]:  # ro
 
 
 def unit(tokens: Floats) -> Floats:  # [..., C]
-    """Tokens of length 1; zeros stay zeros."""
+    """Scale tokens to length 1; zeros stay zeros."""
     norms = np.linalg.norm(tokens, axis=-1, keepdims=True)
     return tokens / np.where(norms > 0, norms, 1.0)
 

@@ -1,4 +1,4 @@
-"""Clusters of tokens by direction: k-means, without a dependency on scikit-learn."""
+"""Clusters tokens by direction: k-means, without a dependency on scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def kmeans_labels(maps: Sequence[FeatureMap], num_clusters: int = 6, seed: int =
 
     Args:
         maps: feature maps of one model; grids may differ.
-        num_clusters: 1..N, the number of patches.
-        seed: of the starts; the same arguments give the same labels.
+        num_clusters: 1..N, where N is the number of patches in all maps.
+        seed: decides the starts; the same arguments give the same labels.
 
     Returns:
-        For each map, [h_i, w_i] labels, 0 for the largest cluster.
+        For each map, labels [h_i, w_i] in 0..num_clusters-1, 0 for the largest cluster.
 
     Raises:
         ValueError: if there is no map, or a map is not finite or of another shape or number of channels; if the number

@@ -1,4 +1,4 @@
-"""Feature maps -> pictures; arrays in, arrays out.
+"""Turns feature maps into pictures; arrays in, arrays out.
 
 Letters: a feature map is h x w patches of C channels, an image H x W pixels; N counts the patches of all maps.
 """
@@ -116,7 +116,7 @@ def feature_panel(
     patch: tuple[int, int] | None = None,
     num_clusters: int = 6,
 ) -> Pixels:
-    """Draw feature maps of one image, labeled: PCA, norm, k-means, and similarity to one patch.
+    """Draw feature maps of one image, labeled: their PCA, norm, k-means clusters, and similarity to one patch.
 
     Every column has one scale for all rows: a joint PCA, joint clusters, one range of norms, cosines 0..1. Patches
     are enlarged without smoothing, so that artifacts stay visible.
@@ -125,7 +125,7 @@ def feature_panel(
         image: what the maps were computed from.
         features: row label -> feature map, all of one shape.
         patch: (row, column) that similarity refers to, the center by default.
-        num_clusters: of k-means; as many as there are patches, if those are fewer.
+        num_clusters: of k-means, at least 1; as many as there are patches, if those are fewer.
 
     Returns:
         [height, width, 3] uint8 RGB.
@@ -146,7 +146,7 @@ def feature_panel(
 def decomposition_panel(
     image: ImageLike, raw: FeatureMap, semantics: FeatureMap, artifact: FeatureMap, residual: FeatureMap
 ) -> Pixels:
-    """Draw the decomposition of one image, labeled: PCA and norm of its four maps.
+    """Draw the decomposition of one image, labeled: the PCA and norm of its four maps (arXiv 2401.02957, equation 5).
 
     All rows share one projection and one range of norms. For the PCA the mean of the semantics is taken off the raw
     map and the semantics, so that no difference has one color in every row.
@@ -154,8 +154,8 @@ def decomposition_panel(
     Args:
         image: what the maps were computed from.
         raw: the features themselves.
-        semantics: what belongs to a place in the image, a map of the same shape as all of them.
-        artifact: what belongs to a position in the grid.
+        semantics: what belongs to a place in the image. All four maps have one shape.
+        artifact: what belongs to a position in the grid of patches.
         residual: what is left.
 
     Returns:
@@ -184,7 +184,7 @@ def _check_patch(patch: tuple[int, int], grid: tuple[int, ...]) -> None:
 
 
 def _principal_axes(tokens: Floats) -> Floats:  # [N, C] -> [C, 3]
-    """The three directions of largest variance, zero where C < 3."""
+    """Find the three directions of largest variance; those beyond C are zero."""
     distances = np.linalg.norm(tokens - np.median(tokens, axis=0), axis=1)
     kept = tokens[distances <= np.quantile(distances, FIT_QUANTILE)]
     centered = kept - kept.mean(axis=0)
@@ -216,11 +216,11 @@ def _norm_column(maps: list[Floats]) -> Column:
 
 
 def _bar() -> Pixels:  # [1, 256, 3]
-    """The colors from 0 to 1."""
+    """Draw the colors from 0 to 1."""
     return colorize(np.linspace(0, 1, 256)[None], 0, 1)
 
 
 def _palette(num_colors: int) -> Pixels:  # [k, 3]
-    """Hues in equal steps, dark and light in turn."""
+    """Choose hues in equal steps, dark and light in turn."""
     colors = [colorsys.hls_to_rgb((0.58 + i / num_colors) % 1, 0.42 + 0.24 * (i % 2), 0.6) for i in range(num_colors)]
     return (255 * np.array(colors)).round().astype(np.uint8)

@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are on the canvas, in pixels."""
+    """The places of things on the canvas, in pixels."""
 
     cell: tuple[int, int]  # (height, width) of a patch
     tile: tuple[int, int]  # (height, width)
@@ -43,21 +43,21 @@ class _Layout:
 
     @property
     def bottom(self) -> int:
-        """Lower edge of the last row."""
+        """The lower edge of the last row."""
         return self.row_y(self.num_rows - 1) + self.row - self.row // 2
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the canvas."""
+        """The (width, height) of the canvas."""
         right = self.column_x(self.num_columns - 1) + self.column - self.column // 2
         return right + MARGIN, self.bottom + FOOTER + MARGIN - GAP
 
     def column_x(self, index: int) -> int:
-        """Middle of a column."""
+        """Give the x of the middle of a column of tiles."""
         return MARGIN + ROW_LABEL + (index + 1) * (self.column + GAP) + self.column // 2
 
     def row_y(self, index: int) -> int:
-        """Middle of a row."""
+        """Give the y of the middle of a row of tiles."""
         return MARGIN + HEADER + index * (self.row + GAP) + self.row // 2
 
 
@@ -65,13 +65,13 @@ def draw_panel(image: Pixels, rows: list[str], columns: list[Column], patch: tup
     """Draw the image, the patch marked if there is one, and beside it the columns of tiles, one row per label.
 
     Args:
-        image: [H, W, 3].
+        image: [H, W, 3] uint8.
         rows: labels.
         columns: each with as many tiles [h, w, 3] as there are rows.
         patch: (row, column) to mark, None for none.
 
     Returns:
-        [height, width, 3].
+        [height, width, 3] uint8 RGB.
     """
     layout = _lay_out(image.shape[:2], columns[0].tiles[0].shape[:2], rows, len(columns))
     canvas = Image.new("RGB", layout.size, "white")
@@ -92,14 +92,14 @@ def _lay_out(image_size: tuple[int, ...], grid: tuple[int, ...], rows: list[str]
 
 
 def _cell_size(image_size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) in pixels of a patch in a tile, such that the tile has the image's aspect ratio."""
+    """Choose (height, width) in pixels of a patch, such that a tile has the image's aspect ratio."""
     aspect = (image_size[0] / grid[0]) / (image_size[1] / grid[1])
     width = TILE / max(grid[1], grid[0] * aspect)
     return max(1, round(width * aspect)), max(1, round(width))
 
 
 def _draw_input(canvas: Image.Image, layout: _Layout, image: Pixels, patch: tuple[int, int] | None) -> None:
-    """The image as large as a tile, half-way between the first and the last row."""
+    """Draw the image as large as a tile, half-way between the first and the last row."""
     height, width = layout.tile
     x, y = MARGIN + layout.column // 2, (layout.row_y(0) + layout.row_y(layout.num_rows - 1)) // 2
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
@@ -119,7 +119,7 @@ def _draw_column(canvas: Image.Image, layout: _Layout, column: Column, x: int, p
 
 
 def _draw_legend(canvas: Image.Image, column: Column, top: tuple[int, int], width: int) -> None:
-    """The note, or the color bar between its two values; `top` is the (x, y) of the middle of its upper edge."""
+    """Draw the note, or the color bar between its two values; `top` is the (x, y) of the middle of its upper edge."""
     x, y = top
     if column.bar is None:
         _text(canvas, column.note, (x, y + FOOTER // 2), NOTE_FONT, GRAY)
@@ -173,7 +173,7 @@ def _text(
 
 
 def _text_upwards(canvas: Image.Image, text: str, center: tuple[int, int], size: int) -> None:
-    """Text that reads from bottom to top."""
+    """Draw a text that reads from bottom to top."""
     label = Image.new("RGB", (_text_width(text, size) + 2, size + 8), "white")
     _text(label, text, (label.width // 2, label.height // 2), size)
     label = label.rotate(90, expand=True)

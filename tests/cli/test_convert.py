@@ -51,7 +51,7 @@ class TestConvert:
         assert cli.main(["convert", str(tmp_path / "dvt"), "--out", str(tmp_path / "out")]) == 1
         captured = capsys.readouterr()
         assert captured.out == f"{tmp_path / 'out' / SMALL}\n"
-        assert f"skipped {tmp_path}/dvt/a/{SMALL}.pth cannot be read as a checkpoint" in captured.err
+        assert f"skipped {tmp_path}/dvt/a/{SMALL}.pth cannot be read as a file of tensors" in captured.err
 
     def test_errors(self, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "out"

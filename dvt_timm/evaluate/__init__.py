@@ -1,7 +1,8 @@
-"""Measures of features; no model is run here.
+"""Measures of features.
 
 `position_leakage` and `information_coefficients` measure artifacts without labels. `linear_probe` and `knn_probe`
-predict labels of patches, and `mean_iou` scores them.
+predict labels of patches, and `mean_iou` scores them. `plant` lets a model carry a known artifact of position, whose
+removal `artifact_left`, `distance_to_truth` and `won_back` measure against the truth.
 """
 
 from .leakage import position_leakage

@@ -9,8 +9,8 @@ windows of CamVid frames (percent), the share of their loss that is won back, th
 the distance to the truth (mean over test frames); then the same labels where nothing is planted. With several draws,
 mean and standard error of the paired differences to raw follow.
 
-Maps are kept in --cache, and a run that was stopped goes on. The embedded backbone takes some 0.3 to 0.5 s for a view of
-518 x 518 pixels on two cores.
+Maps are kept in --cache, and a run that was stopped goes on. A view of 518 x 518 pixels takes the embedded backbone
+some 0.3 to 0.5 s on two cores.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dvt_timm.offline import Views, open_store
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import GridField
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.windows import sample_windows
 
 GRID = PatchGrid((70, 84), (14, 14), (14, 14))  # 5 x 6 patches
 DIM = 4

@@ -14,7 +14,7 @@ from dvt_timm.cli.main import main
 from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, Views, open_store, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.solution import collect
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.windows import sample_windows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -10,8 +10,10 @@ from .console import CommandError, positive
 if TYPE_CHECKING:
     from ..offline import ImageFitter, Solver
 
+KINDS = ("jitter", "crops", "positions", "jitter+positions")
 OPTIONS = (
     *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch", "autocast"),
+    *("zoom", "shift", "sides"),
     *("solver", "smoothness", "density", "field_steps"),
 )
 
@@ -23,9 +25,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_views(views: argparse._ArgumentGroup) -> None:
-    views.add_argument("--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768)")
+    views.add_argument(
+        "--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768, positions 8)"
+    )
     views.add_argument("--view-pairs", type=int, default=0, metavar="N", help="of them, to train on too (default: 0)")
-    views.add_argument("--kind", choices=("jitter", "crops"), default="jitter", help="(default: %(default)s)")
+    views.add_argument("--kind", choices=KINDS, default="jitter", help="(default: %(default)s)")
+    views.add_argument(
+        "--zoom", type=float, nargs=2, metavar="X", help="least and largest side of jitter's windows (0.6 1.25)"
+    )
+    views.add_argument("--shift", type=float, metavar="X", help="of jitter, as a share of the image (0.25)")
+    views.add_argument(
+        "--sides", type=float, nargs=2, metavar="X", help="least and largest side of windows of positions (0.5 1)"
+    )
     views.add_argument(
         "--size",
         type=positive,
@@ -51,7 +62,9 @@ def _add_views(views: argparse._ArgumentGroup) -> None:
 
 def _add_solver(solver: argparse._ArgumentGroup) -> None:
     solver.add_argument(
-        "--solver", choices=("least-squares", "neural-field"), default="least-squares", help="(default: %(default)s)"
+        "--solver",
+        choices=("least-squares", "neural-field", "mean"),
+        help="(default: mean for --kind positions, least-squares for the others)",
     )
     solver.add_argument(
         "--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto (default: 1)"
@@ -72,10 +85,21 @@ def _smoothness(text: str) -> float | str:
 def check(arguments: argparse.Namespace) -> None:
     """Raise CommandError where an option is of the other solver."""
     closed = arguments.smoothness is not None or arguments.density is not None
-    if arguments.solver == "neural-field" and closed:
+    solver = _solver_name(arguments)
+    if closed and solver != "least-squares":
         raise CommandError("--smoothness and --density are of --solver least-squares; leave them out, or choose that")
-    if arguments.solver == "least-squares" and arguments.field_steps is not None:
+    if arguments.field_steps is not None and solver != "neural-field":
         raise CommandError("--field-steps is of --solver neural-field; leave it out, or choose that")
+    for option in ("zoom", "shift"):
+        if getattr(arguments, option) is not None and not arguments.kind.startswith("jitter"):
+            raise CommandError(f"--{option} is of --kind jitter; leave it out, or choose that")
+    if arguments.sides is not None and not arguments.kind.endswith("positions"):
+        raise CommandError("--sides is of --kind positions; leave it out, or choose that")
+
+
+def _solver_name(arguments: argparse.Namespace) -> str:
+    default = "mean" if arguments.kind == "positions" else "least-squares"
+    return str(arguments.solver or default)
 
 
 def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> ImageFitter:
@@ -103,6 +127,8 @@ def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> Imag
             batch_size=arguments.view_batch,
             autocast=None if arguments.autocast is None else getattr(torch, arguments.autocast),
             progress=progress,
+            **_given(zoom=arguments.zoom and tuple(arguments.zoom), shift=arguments.shift),
+            **_given(sides=arguments.sides and tuple(arguments.sides)),
         )
     except (TypeError, ValueError) as error:
         raise CommandError(str(error)) from error
@@ -110,9 +136,12 @@ def fitter_of(model: Any, arguments: argparse.Namespace, progress: bool) -> Imag
 
 def solver_of(arguments: argparse.Namespace) -> Solver:
     """Make the solver; an option that is not given keeps the solver's own default."""
-    from ..offline import LeastSquaresSolver, NeuralFieldSolver
+    from ..offline import LeastSquaresSolver, MeanSolver, NeuralFieldSolver
 
-    if arguments.solver == "neural-field":
+    name = _solver_name(arguments)
+    if name == "mean":
+        return MeanSolver()
+    if name == "neural-field":
         return NeuralFieldSolver(seed=arguments.seed, progress=True, **_given(num_steps=arguments.field_steps))
     return LeastSquaresSolver(**_given(density=arguments.density, smoothness=arguments.smoothness))
 

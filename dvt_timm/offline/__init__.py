@@ -13,6 +13,7 @@ from .._util.images import ImageError
 from .coords import image_grid
 from .fit import ImageFitter, Solver, ViewPairs, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
+from .mean import MeanSolver
 from .neural_field import NeuralFieldSolver
 from .run import Team, fit_store
 from .solution import Decomposition, Views, unexplained
@@ -25,6 +26,7 @@ __all__ = [
     "ImageError",
     "ImageFitter",
     "LeastSquaresSolver",
+    "MeanSolver",
     "NeuralFieldSolver",
     "PreparedSolver",
     "RunError",

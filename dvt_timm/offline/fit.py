@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..models import uncompiled
 from .least_squares import LeastSquaresSolver, PreparedSolver
+from .mean import MeanSolver
+from .neural_field import NeuralFieldSolver
 from .solution import Decomposition, Views, collect
-from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, sample_views
+from .views import DEFAULT_VIEWS, ViewStream, check_arguments, default_autocast, moves_positions, sample_views
 
 # How many factorized systems are kept, one per size of the views. At 37 x 37 patches each takes 0.3 GB, 0.5 with pairs.
 PREPARED = 4
@@ -41,22 +43,30 @@ class ImageFitter:
 
     Args:
         model: what `sample_views` takes.
-        solver: `LeastSquaresSolver()` by default.
+        solver: `MeanSolver()` for views of kind "positions", `LeastSquaresSolver()` for others, by default.
         view_pairs: how many views of each image `with_pairs` gives besides the whole image.
         views: further arguments of `sample_views`.
 
     Raises:
         TypeError: if the solver has no `fit`, and as `sample_views` does.
-        ValueError: as `sample_views` does; for fewer views than `smoothness="auto"` or `view_pairs` need.
+        ValueError: as `sample_views` does; for a solver that does not go with the views; for fewer views than
+            `smoothness="auto"` or `view_pairs` need.
     """
 
     def __init__(self, model: Any, solver: Solver | None = None, *, view_pairs: int = 0, **views: Any) -> None:
         signature(sample_views).bind(model, None, **views)
         check_arguments(uncompiled(model), **views)  # complains before any image is read
         self.model, self.views, self.view_pairs = uncompiled(model), views, view_pairs
-        self.solver: Solver = LeastSquaresSolver() if solver is None else solver
+        kind = self.settings["kind"]
+        self.solver: Solver = default_solver(kind) if solver is None else solver
         if not hasattr(self.solver, "fit"):
             raise TypeError(f"solver must be one like LeastSquaresSolver(), got {solver!r}")
+        of_places = isinstance(self.solver, LeastSquaresSolver | NeuralFieldSolver)
+        if of_places if kind == "positions" else isinstance(self.solver, MeanSolver):
+            raise ValueError(
+                f"views of kind {kind!r} do not go with {self.solver!r}: MeanSolver() is for positions, whose patches "
+                "show the same places in every view, and for nothing else; leave solver out"
+            )
         if isinstance(self.solver, LeastSquaresSolver):
             self.solver.check_num_views(self.settings["num_views"] + 1)
         if not 0 <= view_pairs <= self.settings["num_views"]:
@@ -69,10 +79,13 @@ class ImageFitter:
     def settings(self) -> dict[str, Any]:
         """What the views are, JSON-friendly: the arguments of `sample_views` that change them, defaults filled in."""
         given = {**{name: p.default for name, p in signature(sample_views).parameters.items()}, **self.views}
+        kind = given["kind"]
+        ranges = [*(("zoom", "shift") if kind.startswith("jitter") else ()), *(("sides",) * moves_positions(kind))]
         return {
             **{name: given[name] for name in ("kind", "keep_aspect", "edge_to_edge")},
+            **{name: np.asarray(given[name], dtype=float).tolist() for name in ranges},
             **{name: int(given[name]) for name in ("seed", "layer")},  # NumPy's are not JSON-friendly
-            "num_views": int(given["num_views"] or DEFAULT_VIEWS[given["kind"]]),
+            "num_views": int(given["num_views"] or DEFAULT_VIEWS[kind]),
             "size": int(given["size"] or min(self.model.patch_embed.img_size)),
             "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
         }
@@ -124,6 +137,11 @@ class ImageFitter:
         return self._prepared[stream.size]
 
 
+def default_solver(kind: str) -> Solver:
+    """Make the solver that goes with views of a kind."""
+    return MeanSolver() if kind == "positions" else LeastSquaresSolver()
+
+
 def fit_image(
     model: Any,
     image: Image.Image | str | PathLike[str],
@@ -141,8 +159,8 @@ def fit_image(
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode, denoised or not: its raw features are taken.
         image: an image of any mode, or the path of one.
-        solver: `LeastSquaresSolver()` by default.
-        num_views: besides the whole image; 24 (jitter) or 768 (crops) by default.
+        solver: `MeanSolver()` for views of kind "positions", `LeastSquaresSolver()` for others, by default.
+        num_views: besides the whole image; 24 (jitter), 768 (crops) or 8 (positions) by default.
         seed: decides which views are drawn.
         views: further arguments of `sample_views`: kind, layer, size, keep_aspect, ...
 

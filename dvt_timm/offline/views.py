@@ -26,16 +26,15 @@ from tqdm import tqdm
 from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
 from .._util.threads import made_ahead
 from ..models import plain_intermediates, uncompiled
+from ..positions import SIDES, PositionWindows, sample_position_windows, under_windows
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
+from .windows import SHIFT, ZOOM, sample_windows
 
-Kind = Literal["jitter", "crops"]
-DEFAULT_VIEWS = {"jitter": 24, "crops": 768}
-
-ZOOM = (0.6, 1.25)  # jitter: side of the window, relative to the image's
-SHIFT = 0.25  # jitter: the window's center is off the image's by up to this share of the image
-CROP_AREA = (0.1, 0.5)  # crops: share of the image's area (the authors' script)
-CROP_ASPECT = (3 / 4, 4 / 3)  # crops: width / height in pixels of the squeezed image
+Kind = Literal["jitter", "crops", "positions", "jitter+positions"]
+DEFAULT_VIEWS = {"jitter": 24, "crops": 768, "positions": 8, "jitter+positions": 24}
+WHOLE = [0.0, 0.0, 1.0, 1.0]
+MOST_ZOOM = 4  # sides of an image that a view may show
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class ViewStream:
     model: Any  # timm VisionTransformer or Eva
     image: Image.Image  # RGB
     windows: Windows  # V of them
+    positions: PositionWindows | None  # V of them, where views move the positions
     xy: Tensor  # [V, h, w, 2] in [0, 1], image frame, on the device of the features
     preprocessing: Preprocessing
     size: tuple[int, int]  # (H, W) of every view in pixels
@@ -62,7 +62,7 @@ class ViewStream:
         with tqdm(total=self.num_views, unit="view", leave=False, disable=None if self.progress else True) as bar:
             start = 0
             for pixels in self._batches():
-                features = self._features(pixels).to(self.xy.device)
+                features = self._features(pixels, start).to(self.xy.device)
                 yield Views(features, self.xy[start : start + len(pixels)])
                 start += len(pixels)
                 bar.update(len(pixels))
@@ -75,7 +75,7 @@ class ViewStream:
             yield torch.stack(batch)
 
     def _view(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # uint8 [H, W, 3]
-        if i == self.num_views - 1:  # the whole image, as it is anywhere else
+        if i == self.num_views - 1 or self.windows.boxes[i].tolist() == WHOLE:  # as it is anywhere else
             return pixels_of(self.preprocessing.squeeze(self.image, self.size))
         width, height = self.image.size
         left, top, right, bottom = self.windows.boxes[i].tolist()
@@ -87,11 +87,14 @@ class ViewStream:
         return pixels_of(view)
 
     @torch.no_grad()
-    def _features(self, pixels: Tensor) -> Tensor:  # [b, h, w, C]
-        weight = self.model.patch_embed.proj.weight
+    def _features(self, pixels: Tensor, start: int) -> Tensor:  # [b, h, w, C]
+        """The features of a batch, whose first view is the one at `start`."""
+        weight, model = self.model.patch_embed.proj.weight, self.model
+        if self.positions is not None:
+            model = under_windows(model, self.positions[start : start + len(pixels)], self.size)
         images = self.preprocessing.normalize(pixels.to(weight.device)).to(weight.dtype)
         with torch.autocast(weight.device.type, self.autocast, enabled=self.autocast != torch.float32):
-            maps = plain_intermediates(self.model, images, self.layer)
+            maps = plain_intermediates(model, images, self.layer)
         return maps.permute(0, 2, 3, 1).float()
 
 
@@ -106,6 +109,9 @@ def sample_views(
     size: int | None = None,
     keep_aspect: bool = False,
     edge_to_edge: bool = False,
+    zoom: tuple[float, float] = ZOOM,
+    shift: float = SHIFT,
+    sides: tuple[float, float] = SIDES,
     batch_size: int = 8,
     autocast: torch.dtype | None = None,
     progress: bool = False,
@@ -116,13 +122,16 @@ def sample_views(
     them mirrored; beyond its border the image is reflected. They keep the context that features depend on. The windows
     are spread evenly (a Sobol sequence).
     `crops`: those of the paper, 0.1 to 0.5 of the area, width / height 3/4 to 4/3, half of them mirrored.
+    `positions`: the whole image every time; what moves is the position embedding, which is read through a window of
+    itself, half to all of it wide, half of them mirrored. Their mean is a clean map (`MeanSolver`).
+    `jitter+positions`: both at once.
 
     The same arguments give the same places on every machine, and the same features to the bit on one CPU.
 
     Args:
         model: a timm `VisionTransformer` or `Eva` in evaluation mode; of a denoised one the raw features are read.
         image: an image of any mode, or the path of one; converted to RGB, upright as its EXIF orientation says.
-        num_views: besides the whole image, which comes last; 24 (jitter) or 768 (crops) by default.
+        num_views: besides the whole image, which comes last; 24 (jitter), 768 (crops) or 8 (positions) by default.
         kind: which views to take, as above.
         seed: decides which windows are drawn.
         layer: block whose output is read, through the model's final norm; -1 for the last one.
@@ -131,6 +140,9 @@ def sample_views(
         keep_aspect: give views the image's aspect ratio, rather than squeeze it to the model's.
         edge_to_edge: place the outermost patches on a view's border, half a patch outside their centers, as the
             released code does.
+        zoom: the smallest and the largest side of jitter's windows, relative to the image's.
+        shift: the farthest that their centers are off the image's, as a share of the image.
+        sides: the shortest and the longest side of the windows of positions, relative to the embedding's.
         batch_size: views per forward pass.
         autocast: dtype of the forward passes; bfloat16 on CUDA and float32 elsewhere by default.
         progress: whether to show a bar on a terminal.
@@ -146,19 +158,21 @@ def sample_views(
         ValueError: on arguments out of range, a model in training mode, or a size that the model does not take.
     """
     model = uncompiled(model)
-    check_arguments(model, num_views, kind, layer, size, batch_size)
+    check_arguments(model, num_views, kind, layer, size, batch_size, zoom, shift, sides)
     preprocessing = preprocessing_of(model, size or min(model.patch_embed.img_size))
     image = as_image(image)
     pixels = preprocessing.size_of(image) if keep_aspect else squeezed_size(model, size)
     check_fits(model, pixels)
     embed = model.patch_embed
     grid = PatchGrid(pixels, embed.patch_size, embed.proj.stride)
-    windows = sample_windows(DEFAULT_VIEWS[kind] if num_views is None else num_views, kind, seed, pixels)
+    num_views = DEFAULT_VIEWS[kind] if num_views is None else num_views
+    windows = sample_windows(num_views, kind, seed, pixels, zoom, shift)
     places = grid.edge_to_edge() if edge_to_edge else grid.centers()
     return ViewStream(
         model=model,
         image=image,
         windows=windows,
+        positions=_position_windows(num_views, seed, sides) if moves_positions(kind) else None,
         xy=patch_xy(windows, *places).to(features_device(model)),
         preprocessing=preprocessing,
         size=pixels,
@@ -180,53 +194,6 @@ def default_autocast(model: Any) -> torch.dtype:
     return torch.bfloat16 if features_device(model).type == "cuda" else torch.float32
 
 
-def sample_windows(
-    num_views: int,
-    kind: Kind,
-    seed: int,
-    size: tuple[int, int],
-    zoom: tuple[float, float] = ZOOM,
-    shift: float = SHIFT,
-    low_discrepancy: bool | None = None,
-) -> Windows:
-    """Draw random windows and, last, take the whole image.
-
-    Args:
-        num_views: V - 1.
-        kind: what `sample_views` takes.
-        seed: decides the draw.
-        size: (H, W) of the views in pixels; crops keep to their aspect ratio in them.
-        zoom, shift: the ranges of jitter.
-        low_discrepancy: whether the windows are spread evenly (a scrambled Sobol sequence) rather than drawn one by
-            one; by default those of jitter are, those of the released crops are not.
-
-    Returns:
-        V windows.
-    """
-    if low_discrepancy or (low_discrepancy is None and kind == "jitter"):
-        draws = torch.quasirandom.SobolEngine(5, scramble=True, seed=seed).draw(num_views, dtype=torch.float64)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(num_views, 5, generator=generator, dtype=torch.float64)
-    center, half = _jitter(draws, zoom, shift) if kind == "jitter" else _crops(draws, size)  # [V - 1, 2] each, (x, y)
-    boxes = torch.cat([torch.cat([center - half, center + half], dim=1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
-    return Windows(boxes, torch.cat([draws[:, 4] < 0.5, torch.tensor([False])]))
-
-
-def _jitter(draws: Tensor, zoom: tuple[float, float], shift: float) -> tuple[Tensor, Tensor]:
-    side = zoom[0] * (zoom[1] / zoom[0]) ** draws[:, :1]
-    center = 0.5 + shift * (2 * draws[:, 1:3] - 1)
-    return center, (side / 2).expand(-1, 2)
-
-
-def _crops(draws: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, :1]
-    aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** draws[:, 1:2] * size[0] / size[1]
-    sides = torch.cat([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp(max=1)
-    center = sides / 2 + (1 - sides) * draws[:, 2:4]
-    return center, sides / 2
-
-
 def check_arguments(
     model: Any,
     num_views: int | None = None,
@@ -234,6 +201,9 @@ def check_arguments(
     layer: int = -1,
     size: int | None = None,
     batch_size: int = 1,
+    zoom: tuple[float, float] = ZOOM,
+    shift: float = SHIFT,
+    sides: tuple[float, float] = SIDES,
     **_: Any,
 ) -> None:
     """Raise what `sample_views` raises whatever the image."""
@@ -258,6 +228,26 @@ def check_arguments(
         raise ValueError(f"size must be at least two patches, {least} pixels, got {size}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 < zoom[0] <= zoom[1] <= MOST_ZOOM:
+        raise ValueError(
+            f"zoom must be 0 < smallest <= largest <= {MOST_ZOOM}, relative to the image's sides, got {zoom}"
+        )
+    if not 0 <= shift <= 1:
+        raise ValueError(f"shift must be 0..1, a share of the image, got {shift}")
+    if moves_positions(kind):
+        sample_position_windows(1, sides=sides)
+
+
+def moves_positions(kind: str) -> bool:
+    """Whether views of a kind move the position embedding."""
+    return kind.endswith("positions")
+
+
+def _position_windows(num_views: int, seed: int, sides: tuple[float, float]) -> PositionWindows:
+    """Draw windows and, last, take the whole plane."""
+    drawn = sample_position_windows(num_views, seed, sides=sides)
+    whole = torch.tensor([WHOLE], dtype=drawn.boxes.dtype)
+    return PositionWindows(torch.cat([drawn.boxes, whole]), torch.cat([drawn.mirrored, torch.tensor([False])]))
 
 
 def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:

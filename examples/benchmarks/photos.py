@@ -24,7 +24,8 @@ from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
-from dvt_timm.offline.views import ViewStream, sample_windows
+from dvt_timm.offline.views import ViewStream
+from dvt_timm.offline.windows import sample_windows
 
 MODEL = "vit_small_patch14_dinov2.dvt_demo"
 STEP = 37  # at least: photos are taken in steps, so that any number of them is spread over the folder
@@ -58,7 +59,7 @@ class ViewCache:
         pixels = self.preprocessing.to_tensor(squeezed)
         digest = hashlib.sha256(self.weights.encode() + pixels.numpy().tobytes()).hexdigest()
         file = self.folder / f"raw-{digest[:16]}.safetensors"
-        return _kept(file, lambda: dvt_timm.feature_maps(self.model, pixels).raw[0].permute(1, 2, 0))
+        return kept(file, lambda: dvt_timm.feature_maps(self.model, pixels).raw[0].permute(1, 2, 0))
 
     def take(self, image: Image.Image, kind: str, num_views: int) -> Views:
         """What a fit sees; the last view is the whole image."""
@@ -77,7 +78,7 @@ class ViewCache:
 
     def _views(self, stream: ViewStream, batches: Iterable[Views]) -> Views:
         """Batches of a stream."""
-        features = _kept(self.folder / f"{self._key(stream)}.safetensors", lambda: collect(batches).features)
+        features = kept(self.folder / f"{self._key(stream)}.safetensors", lambda: collect(batches).features)
         return Views(features, stream.xy[: len(features)])
 
     def _key(self, stream: ViewStream) -> str:
@@ -88,7 +89,7 @@ class ViewCache:
         return digest.hexdigest()[:16]
 
 
-def _kept(file: Path, compute: Callable[[], Tensor]) -> Tensor:
+def kept(file: Path, compute: Callable[[], Tensor]) -> Tensor:
     """Features from the disk, put there if they were not yet."""
     if not file.exists():
         with replacing(file) as scratch:

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from dvt_timm.offline import Views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import GridField
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.windows import sample_windows
 
 PHOTO = Path(__file__).parent.parent / "data/cat.jpg"
 NODES = 48  # of the semantics' own grid, finer than and not aligned with any solver's

@@ -14,7 +14,7 @@ from planted import PHOTO, plant
 
 from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.windows import sample_windows
 
 REPEATS = 5
 

@@ -225,3 +225,41 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     again = subprocess.run([sys.executable, "-m", "dvt_timm", *command], **options)
     assert again.returncode == 1
     assert len(open_store(tmp_path / "store")) == 9
+
+
+def test_views_that_move_the_positions(
+    run: Callable[..., int], base: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", 2)
+    options = ["photos", "--model", TINY, "--size", "96", "--views", "3"]
+    assert run(*options, "--kind", "positions", "--sides", "0.6", "0.9", "--out", "moved") == 0
+    settings = open_store(tmp_path / "moved").settings
+    assert settings["solver"] == "MeanSolver()"
+    assert settings["views"]["sides"] == [0.6, 0.9]
+    assert run(*options, "--kind", "jitter+positions", "--shift", "0.5", "--zoom", "0.8", "1.1", "--out", "both") == 0
+    assert open_store(tmp_path / "both").settings["views"]["shift"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "positions", "--shift", "0.5"], "--shift is of --kind jitter"),
+        (["--kind", "crops", "--zoom", "0.5", "1"], "--zoom is of --kind jitter"),
+        (["--sides", "0.5", "1"], "--sides is of --kind positions"),
+        (["--kind", "positions", "--density", "2"], "--smoothness and --density are of --solver least-squares"),
+        (["--kind", "positions", "--solver", "least-squares"], "do not go with LeastSquaresSolver"),
+        (["--solver", "mean"], "MeanSolver() is for positions"),
+        (["--shift", "7"], "shift must be 0..1"),
+    ],
+)
+def test_options_of_another_kind(
+    run: Callable[..., int],
+    base: object,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    photos(tmp_path / "photos", 1)
+    assert run("photos", "--model", TINY, *options, "--out", "none") == 2
+    assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ from dvt_timm.offline import NeuralFieldSolver, Views, neural_field
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.hash_grid import HashGrid
 from dvt_timm.offline.neural_field import NoiseModel, learning_rate, losses
-from dvt_timm.offline.views import sample_windows
+from dvt_timm.offline.windows import sample_windows
 
 GRID = PatchGrid((64, 80), (16, 16), (16, 16))  # 4 x 5 patches
 SMALL = {"num_levels": 4, "base_resolution": 4, "max_resolution": 16, "dim": 2, "log2_table_size": 7}

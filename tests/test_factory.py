@@ -96,7 +96,7 @@ class TestDenoiserArgument:
             (3, TypeError, "denoiser must be"),
             (True, TypeError, "denoiser must be"),
             ("nowhere/at/all", FileNotFoundError, "nowhere"),
-            (BASE_FILE, ValueError, "no denoiser head"),
+            (BASE_FILE, ValueError, "whole model, which is no denoiser head"),
         ],
     )
     def test_errors(self, denoiser: Any, error: type[Exception], message: str) -> None:
@@ -127,7 +127,13 @@ class TestDenoiserArgument:
         [
             *("beit_base_patch16_224", "samvit_base_patch16", "vit_relpos_small_patch16_224", "hiera_tiny_224"),
             *("vit_small_r26_s32_224", "naflexvit_base_patch16_gap", "cait_xxs24_224", "xcit_nano_12_p16_224"),
-            *("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"),
+            *(
+                "swin_tiny_patch4_window7_224",
+                "swinv2_tiny_window8_256",
+                "convit_tiny",
+                "resnet18",
+                "maxvit_tiny_tf_224",
+            ),
         ],
     )
     @pytest.mark.parametrize("argument", ["denoiser", "stride"])
@@ -408,6 +414,15 @@ class TestWarnings:
 
 
 class TestDenoise:
+    def test_warns_of_another_backbone(self, tmp_path: Path) -> None:
+        dvt_timm.save_head(random_head(192), tmp_path, base="vit_tiny_patch16_224.augreg_in21k")
+        with pytest.warns(UserWarning, match="was trained on vit_tiny_patch16_224.augreg_in21k, not on") as caught:
+            dvt_timm.denoise(timm.create_model("vit_tiny_patch16_384", depth=1), tmp_path)
+        assert [warning.filename for warning in caught] == [__file__]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dvt_timm.denoise(timm.create_model("vit_tiny_patch16_224.augreg_in21k", depth=1), tmp_path)
+
     def test_takes_the_place_of_a_head(self, hub: Any, head: Any, tmp_path: Path) -> None:
         own = random_head()
         dvt_timm.save_head(own, tmp_path, base=FAMILIES[VIT])

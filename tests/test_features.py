@@ -59,6 +59,20 @@ def test_one_pass_even_when_compiled_and_strided(part: str) -> None:
     assert len(passes) == 1
 
 
+@torch.no_grad()
+def test_images_get_the_models_dtype() -> None:
+    model = create("vit_small_patch14_dinov2.dvt").to(torch.bfloat16)
+    maps = dvt_timm.feature_maps(model, dvt_timm.preprocess(model, photo(), size=56))
+    assert maps.raw.dtype == maps.denoised.dtype == torch.bfloat16
+
+
+def test_preprocess_of_a_features_only_model_and_of_one_without_patches() -> None:
+    model = create("vit_small_patch14_dinov2.dvt", features_only=True)
+    assert dvt_timm.preprocess(model, photo(), 56).shape == (1, 3, 56, 70)
+    with pytest.raises(TypeError, match="takes a timm VisionTransformer or Eva, got ResNet"):
+        dvt_timm.preprocess(timm.create_model("resnet18"), photo())
+
+
 def test_threads_do_not_mix_their_maps() -> None:
     model = create("vit_small_patch14_dinov2.dvt")
     pictures = [torch.randn(1, 3, 56, 70, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]

@@ -223,6 +223,14 @@ class TestUndenoise:
         assert torch.equal(model.forward_features(x), tokens)
         assert not [key for key in model.state_dict() if key.startswith("denoiser")]
 
+    def test_a_compiled_model_keeps_its_head(self) -> None:
+        """The wrapper would be ruined: what it wraps changes its class before it is compiled."""
+        model = torch.compile(create(VIT), backend="eager")
+        for change in (dvt_timm.undenoise, lambda model: denoise(model, random_head())):
+            with pytest.raises(TypeError, match=r"before torch\.compile"):
+                change(model)
+        assert model(images()).shape[0] == 2
+
     def test_a_plain_model_has_no_head_to_take_off(self) -> None:
         with pytest.raises(TypeError, match="takes a denoised model, got VisionTransformer"):
             dvt_timm.undenoise(create(FAMILIES[VIT]))

@@ -17,7 +17,7 @@ from dvt_timm.checkpoints import heads
 from dvt_timm.factory import request_of
 from dvt_timm.hub import client
 from dvt_timm.manifest import Embedded, Own, Published
-from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, Plan, Shape, plan_of
+from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, Plan, Request, Shape, plan_of
 
 SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
 HEAD = random_head(384)
@@ -138,6 +138,29 @@ def test_warnings_are_part_of_the_plan() -> None:
     assert plan(SMALL, "dvt").warnings == ()
     assert plan(SMALL, "dvt", pretrained=False).scrambles
     assert not plan(SMALL, "dvt", pretrained=False, denoiser=HELD).scrambles
+
+
+def test_a_head_in_the_place_of_a_model() -> None:
+    """timm passes a part of its config.json on: the whole of it is part of the request."""
+    config = {
+        "kind": "head",
+        "base": "vit_small_patch14_dinov2.lvd142m",
+        "grid_size": [5, 4],
+        "num_blocks": 2,
+        "patch_size": 14,
+        "model_args": {"denoiser": HELD, "stride": 7},
+    }
+    cfg = dataclasses.replace(get_pretrained_cfg(f"{SMALL}.lvd142m"), source="local-dir", file="folder")
+    for pretrained, head in ((True, Own("folder")), (False, Shape((5, 4), 2))):
+        request = Request(SMALL, cfg, pretrained, {"denoiser": HELD, "stride": 7}, None, ("folder", config))
+        planned = plan_of(request)
+        assert planned.head == head
+        assert planned.backbone == ("base" if pretrained else "random")
+        assert (planned.stride, planned.img_size) == (7, (42, 35))
+    for wrong in ({"patch_size": "14"}, {"base": "vit_small_patch14_dinov2.nope"}, {"model_args": {"depth": 3}}):
+        request = Request(SMALL, cfg, True, {}, None, ("folder", {**config, **wrong}))
+        with pytest.raises(ValueError, match="folder is refused"):
+            plan_of(request)
 
 
 def test_a_pretrained_cfg_of_the_callers() -> None:

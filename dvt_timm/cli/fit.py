@@ -41,7 +41,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--panel", action="store_true", help="draw each new decomposition into STORE/panels")
     parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the views (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="decides which views are drawn (default: %(default)s)"
+    )
     stage1.add_options(parser)
     parser.set_defaults(run=run, check=stage1.check)
 

@@ -31,12 +31,20 @@ def add(commands: Commands) -> None:
         help='JSON, {"dataset": {"metric": value}} (default: metrics.json of the folder)',
     )
     parser.add_argument(
-        "--dataset", action="append", default=[], metavar="NAME", help="trained on it; may be given again"
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a dataset that it was trained on; may be given again",
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="to push to, made if it does not exist (default: main)")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="branch to push to, made if it does not exist (default: main)"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request rather than commit")
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument(
+        "--message", metavar="TEXT", help="message of the commit (default: one that names what is pushed)"
+    )
     parser.set_defaults(run=run)
 
 

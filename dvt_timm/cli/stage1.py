@@ -26,16 +26,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_views(views: argparse._ArgumentGroup) -> None:
     views.add_argument(
-        "--views", type=positive, metavar="N", help="besides the whole image (jitter 24, crops 768, positions 8)"
+        "--views",
+        type=positive,
+        metavar="N",
+        help="views besides the whole image (default: 24 of jitter, 768 crops, 8 of positions)",
     )
-    views.add_argument("--view-pairs", type=int, default=0, metavar="N", help="of them, to train on too (default: 0)")
-    views.add_argument("--kind", choices=KINDS, default="jitter", help="(default: %(default)s)")
     views.add_argument(
-        "--zoom", type=float, nargs=2, metavar="X", help="least and largest side of jitter's windows (0.6 1.25)"
+        "--view-pairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many of these views are kept to train on (default: 0)",
     )
-    views.add_argument("--shift", type=float, metavar="X", help="of jitter, as a share of the image (0.25)")
+    views.add_argument("--kind", choices=KINDS, default="jitter", help="what views show (default: %(default)s)")
     views.add_argument(
-        "--sides", type=float, nargs=2, metavar="X", help="least and largest side of windows of positions (0.5 1)"
+        "--zoom",
+        type=float,
+        nargs=2,
+        metavar="X",
+        help="least and largest side of jitter's windows, relative to the image (default: 0.6 1.25)",
+    )
+    views.add_argument(
+        "--shift", type=float, metavar="X", help="how far jitter moves, as a share of the image (default: 0.25)"
+    )
+    views.add_argument(
+        "--sides",
+        type=float,
+        nargs=2,
+        metavar="X",
+        help="least and largest side of windows of positions (default: 0.5 1)",
     )
     views.add_argument(
         "--size",
@@ -51,7 +70,7 @@ def _add_views(views: argparse._ArgumentGroup) -> None:
     )
     views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
     views.add_argument(
-        "--view-batch", type=positive, default=8, metavar="N", help="views at once (default: %(default)s)"
+        "--view-batch", type=positive, default=8, metavar="N", help="views in a forward pass (default: %(default)s)"
     )
     views.add_argument(
         "--autocast",
@@ -64,15 +83,20 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
     solver.add_argument(
         "--solver",
         choices=("least-squares", "neural-field", "mean"),
-        help="(default: mean for --kind positions, least-squares for the others)",
+        help="what separates semantics from artifact (default: mean for --kind positions, least-squares otherwise)",
     )
     solver.add_argument(
-        "--smoothness", type=_smoothness, metavar="X", help="of the closed form: a number, or auto (default: 1)"
+        "--smoothness",
+        type=_smoothness,
+        metavar="X",
+        help="how smooth the closed form makes F: a number, or auto (default: 1)",
     )
     solver.add_argument(
-        "--density", type=float, metavar="X", help="nodes per patch and direction of the closed form (default: 2)"
+        "--density", type=float, metavar="X", help="nodes of the closed form's F per patch and direction (default: 2)"
     )
-    solver.add_argument("--field-steps", type=positive, metavar="N", help="of the neural field (default: 25,000)")
+    solver.add_argument(
+        "--field-steps", type=positive, metavar="N", help="steps that fit the neural field (default: 25,000)"
+    )
 
 
 def _smoothness(text: str) -> float | str:

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         "GPUs: accelerate launch -m dvt_timm train ...",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--store", type=Path, metavar="STORE", help="of `dvt-timm fit`")
+    source.add_argument("--store", type=Path, metavar="STORE", help="features that `dvt-timm fit` wrote")
     source.add_argument(
         "--online", nargs="+", type=Path, metavar="IMAGES", help="no store: decompose images each time they are needed"
     )
@@ -38,7 +38,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--initial-head", metavar="HEAD", help="go on from its weights: folder, file or hf-hub:user/repo (default: new)"
     )
-    parser.add_argument("--num-blocks", type=positive, default=1, metavar="N", help="of a new head (default: 1)")
+    parser.add_argument(
+        "--num-blocks", type=positive, default=1, metavar="N", help="transformer blocks of a new head (default: 1)"
+    )
     training.add_options(parser, PRESETS)
     stage1.add_options(parser)
     defaults = {name: parser.get_default(name) for name in (*stage1.OPTIONS, "num_blocks")}

@@ -19,22 +19,34 @@ def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> No
     """Add the folder and the numbers of a run; those that are not given are the preset's."""
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to write to")
     parser.add_argument("--device", choices=("cpu",), help="cpu keeps off the GPUs")
-    parser.add_argument("--preset", choices=presets, default=presets[0], help="(default: %(default)s)")
+    parser.add_argument(
+        "--preset", choices=presets, default=presets[0], help="a recipe for the numbers below (default: %(default)s)"
+    )
     numbers = parser.add_argument_group("numbers")
-    numbers.add_argument("--steps", type=positive, metavar="N", help="updates of the weights")
-    numbers.add_argument("--batch-size", type=positive, metavar="N", help="of a step, over all processes")
+    numbers.add_argument("--steps", type=positive, metavar="N", help="updates of the weights (default: the preset's)")
+    numbers.add_argument(
+        "--batch-size", type=positive, metavar="N", help="samples of a step, over all processes (default: the preset's)"
+    )
     numbers.add_argument("--accumulation", type=positive, metavar="N", help="batches that make up a step (default: 1)")
-    numbers.add_argument("--lr", type=float, metavar="X", help="peak (default: 2e-4 * sqrt(batch size / 256))")
-    numbers.add_argument("--warmup", type=float, metavar="X", help="share of the steps (default: 0.15)")
-    numbers.add_argument("--weight-decay", type=float, metavar="X", help="(default: 1e-5)")
-    numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed with float32 (default: no)")
-    numbers.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    numbers.add_argument(
+        "--lr", type=float, metavar="X", help="peak of the learning rate (default: 2e-4 * sqrt(batch size / 256))"
+    )
+    numbers.add_argument(
+        "--warmup", type=float, metavar="X", help="share of the steps over which the rate rises (default: 0.15)"
+    )
+    numbers.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 1e-5)")
+    numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="a type to mix with float32 (default: no)")
+    numbers.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default: %(default)s)")
     numbers.add_argument(
         "--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4, on a CPU 1)"
     )
-    numbers.add_argument("--held-out", type=positive, metavar="N", help="samples (default: a twentieth, at most 64)")
-    numbers.add_argument("--eval-every", type=positive, metavar="N", help="steps (default: 500)")
-    numbers.add_argument("--checkpoint-every", type=positive, metavar="N", help="steps (default: 100)")
+    numbers.add_argument(
+        "--held-out", type=positive, metavar="N", help="samples kept from training (default: a twentieth, at most 64)"
+    )
+    numbers.add_argument("--eval-every", type=positive, metavar="N", help="steps between evaluations (default: 500)")
+    numbers.add_argument(
+        "--checkpoint-every", type=positive, metavar="N", help="steps between checkpoints (default: 100)"
+    )
 
 
 def begin(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> tuple[TrainConfig, Any]:
@@ -66,7 +78,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RunInterruptedError as error:
-        raise CommandError(str(error), status=130) from error
+        raise CommandError(f"{str(error).partition(';')[0]}; run the same again to go on", status=130) from error
     except torch.OutOfMemoryError as error:
         raise CommandError(
             f"{error}; raise --accumulation, the parts that a batch goes through in, lower --batch-size, or pass "

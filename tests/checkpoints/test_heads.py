@@ -232,3 +232,13 @@ class TestSource:
         assert pulled.source.place == "hf-hub:me/head"
         assert pulled.source.commit == hub.repos["me/head"].branches["main"]
         assert pulled.source.base == "test_vit.r160_in1k"
+
+    def test_of_a_head_in_a_models_file(self, tmp_path: Path) -> None:
+        model = timm.create_model(BASE, depth=1, denoiser=random_head(384, (4, 4)))
+        dvt_timm.save_model(model, tmp_path)
+        assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).denoiser.source == HeadSource(
+            str(tmp_path), base=BASE
+        )
+        overlay = {"file": str(tmp_path / "model.safetensors")}
+        loaded = timm.create_model(f"{DEMO}", pretrained=True, depth=1, pretrained_cfg_overlay=overlay)
+        assert loaded.denoiser.source.place == overlay["file"]

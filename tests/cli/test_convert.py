@@ -61,3 +61,8 @@ class TestConvert:
         assert "neither 'denoiser' nor 'model'" in error_of(capsys, "convert", file, "--out", out)
         assert "--base goes with one file" in error_of(capsys, "convert", tmp_path, "--base", SMALL, "--out", out)
         assert not out.exists()
+
+    def test_what_is_no_pth_file(self, tmp_path: Path, capsys: Any) -> None:
+        dvt_timm.save_head(random_head(384), tmp_path / "head", base=SMALL)
+        line = error_of(capsys, "convert", str(tmp_path / "head/model.safetensors"), "--out", str(tmp_path / "out"))
+        assert "is no .pth file of the authors" in line

@@ -71,6 +71,7 @@ class TestPush:
         assert "me/a/b" in error_of(capsys, "push", folder, "me/a/b")
         (tmp_path / "metrics.json").write_text("[1]")
         assert "JSON object" in error_of(capsys, "push", folder, "me/head", "--metrics", tmp_path / "metrics.json")
+        assert "--metrics none.json not found" in error_of(capsys, "push", folder, "me/head", "--metrics", "none.json")
         monkeypatch.delenv("HF_TOKEN")
         hub.absent.add("me/head")
         assert "HF_TOKEN" in error_of(capsys, "push", folder, "me/head")

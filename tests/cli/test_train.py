@@ -55,7 +55,7 @@ def test_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Trainer, "_take_step", interrupting)
     assert command("train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT) == 130
-    assert "interrupted after step 1 of 6; call it again with the same arguments to go on" in capsys.readouterr().err
+    assert "interrupted after step 1 of 6; run the same again to go on" in capsys.readouterr().err
 
 
 def test_online_is_the_store(command: Callable[..., int]) -> None:

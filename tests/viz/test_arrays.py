@@ -121,6 +121,12 @@ def with_value(value: float) -> NDArray[np.float64]:
     return features
 
 
+def test_one_map_is_no_list_of_maps() -> None:
+    for function in (viz.pca_rgb, viz.kmeans_labels):
+        with pytest.raises(ValueError, match=r"a list of feature maps is wanted.*pass \[map\]"):
+            function(torch.zeros(64, 3, 4))
+
+
 def test_every_function_refuses_bad_maps() -> None:
     bad = with_value(np.nan)
     for call in (viz.pca_rgb, viz.kmeans_labels):

@@ -96,7 +96,7 @@ class TestDenoiserArgument:
             (3, TypeError, "denoiser must be"),
             (True, TypeError, "denoiser must be"),
             ("nowhere/at/all", FileNotFoundError, "nowhere"),
-            (BASE_FILE, ValueError, "whole model, which is no denoiser head"),
+            (BASE_FILE, ValueError, "no denoiser head but a whole model"),
         ],
     )
     def test_errors(self, denoiser: Any, error: type[Exception], message: str) -> None:

@@ -180,7 +180,7 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
     """
     positions = state.get("pos_embed")
     if "patch_embed.proj.weight" in state:
-        raise ValueError(f"{source} holds a whole model, which is no denoiser head; name a head's file or folder")
+        raise ValueError(f"{source} is no denoiser head but a whole model; name a head's file or folder")
     if positions is None or positions.ndim != 3 or not any(key.startswith("denoiser.") for key in state):
         raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
     check_finite(state, source)

@@ -179,11 +179,10 @@ def denoise(
         UserWarning: if the model has no final norm before its pooling, or the head was trained on another backbone.
     """
     head = load_head(head, cache_dir=cache_dir) if isinstance(head, str | Path) else head
-    attach_head(model, head)
-    if cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
+    if isinstance(head, DenoiserHead) and cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
         for message in _doubts(head, backbone_of(name_of(model)), None):
             warn_caller(message)
-    return model
+    return attach_head(model, head)
 
 
 def build_plain(entrypoint: Callable[..., Any], request: Request) -> Any:

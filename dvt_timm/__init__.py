@@ -20,13 +20,14 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import evaluate, offline, train, viz
+    from .attach import undenoise
     from .checkpoints.heads import load_head, save_head
     from .checkpoints.models import save_model
     from .checkpoints.published import convert_checkpoint
     from .factory import denoise
     from .features import FeatureMaps, feature_maps, preprocess
     from .head import DenoiserHead, HeadSource
-    from .models import DenoisedEva, DenoisedVisionTransformer, undenoise
+    from .models import DenoisedEva, DenoisedVisionTransformer
     from .names import list_variants
     from .publish.push import push_to_hub
     from .registry import register_variant
@@ -71,7 +72,7 @@ _PLACES = {  # public name -> the module that has it
     "register_variant": "registry",
     "save_head": "checkpoints.heads",
     "save_model": "checkpoints.models",
-    "undenoise": "models",
+    "undenoise": "attach",
 }
 _ROOMS = ("evaluate", "offline", "train", "viz")
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ._util.errors import warn_caller
 from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
+from .attach import attach_head
 from .checkpoints.heads import head_from_state, load_head
 from .checkpoints.models import SAVED, load_backbone, pinned, read_weights, saved_head
 from .checkpoints.published import published_head, published_weights
 from .checkpoints.tensors import kind_of
 from .head import DenoiserHead, HeadSource
 from .hub import client as hub
-from .models import DenoisedEva, DenoisedVisionTransformer, attach_head
+from .models import DenoisedEva, DenoisedVisionTransformer
 from .names import backbone_of, cfg_field, find_variant, list_variants, name_of
 from .plan import NO_HEAD, RANDOM_HEAD, Plan, Request, Shape, has_lost_tag, plan_of
 from .stride import OverlapPatchEmbed, set_stride

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ._util.images import as_image, preprocessing_of
-from .models import plain_features, uncompiled
+from .attach import uncompiled
+from .models import plain_features
 
 
 class FeatureMaps(NamedTuple):

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from .models import uncompiled
+from .attach import uncompiled
 
 SIDES = (0.5, 1.0)  # of windows, relative to the plane's
 FEWEST = 5  # patches a side from which the frequencies of a rotary embedding can be told

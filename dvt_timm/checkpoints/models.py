@@ -17,9 +17,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
 from .._util.files import CONFIG_NAME, read_json
+from ..attach import uncompiled
 from ..head import DenoiserHead
 from ..hub import client as hub
-from ..models import uncompiled
 from ..names import NOWHERE
 from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
 from .folder import write_folder

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
 from .._util.threads import made_ahead
-from ..models import plain_intermediates, uncompiled
+from ..attach import uncompiled
+from ..models import plain_intermediates
 from ..positions import SIDES, PositionWindows, sample_position_windows, under_windows
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views

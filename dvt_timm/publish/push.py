@@ -14,13 +14,13 @@ from huggingface_hub.hf_api import RepoFile
 
 from .._util.errors import warn_caller
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha1s_of, write_json
+from ..attach import uncompiled
 from ..checkpoints.heads import load_head, save_head
 from ..checkpoints.models import save_model
 from ..checkpoints.tensors import kind_of, read_config
 from ..head import DenoiserHead
 from ..hub import client as hub
 from ..hub.errors import explained
-from ..models import uncompiled
 from ..names import backbone_of, base_cfg, name_of, plain_model
 from .card import Metrics, eval_results, render_card, title_of
 

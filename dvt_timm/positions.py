@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from .attach import uncompiled
+from .models import check_image_size
 
 SIDES = (0.5, 1.0)  # of windows, relative to the plane's
 FEWEST = 5  # patches a side from which the frequencies of a rotary embedding can be told
@@ -118,10 +119,13 @@ def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -
     rope = getattr(model, "rope", None)
     if model.pos_embed is None and rope is None:
         raise ValueError(f"this {type(model).__name__} has no position embedding to move; use views of another kind")
-    grid = model.patch_embed.dynamic_feat_size(size) if model.dynamic_img_size else model.patch_embed.grid_size
+    embed = model.patch_embed
+    images = torch.empty(1, embed.proj.in_channels, *size, device="meta")
+    check_image_size(images, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
+    grid = embed.dynamic_feat_size(size) if model.dynamic_img_size else embed.grid_size
     twin = _shallow_copy(model)
     twin.dynamic_img_size = False  # the positions are made for this size
-    twin.patch_embed = _shallow_copy(model.patch_embed)
+    twin.patch_embed = _shallow_copy(embed)
     twin.patch_embed.flatten = True  # [V, h * w, C], as models of one size have them
     twin.patch_embed.grid_size, twin.patch_embed.num_patches = tuple(grid), grid[0] * grid[1]
     twin.patch_embed.img_size = tuple(size)

@@ -120,6 +120,25 @@ def test_heads_benchmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_planted_network_benchmark(tmp_path: Path) -> None:
+    """On three frames of two classes, in CamVid's layout: that it runs, and goes on."""
+    for split, count in (("train", 2), ("val", 1)):
+        for folder in (split, f"{split}annot"):
+            (tmp_path / folder).mkdir()
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((160, 120)).save(tmp_path / split / f"{i}.png")
+            Image.fromarray((np.indices((120, 160))[1] > 80).astype(np.uint8)).save(tmp_path / f"{split}annot/{i}.png")
+    script, few = "examples/benchmarks/planted_network.py", ["--train", "2", "--test", "1", "--size", "112"]
+    options = ["--camvid", str(tmp_path), "--cache", str(tmp_path / "cache"), "--rows", "positions:2", "head", *few]
+    output = run(script, *options, "--draws", "0", "1", "--seeds", "0")
+    assert output.count("| 0 | raw |") == output.count("| 0 | positions:2 |") == output.count("| none | head |") == 2
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert run(script, *options, "--draws", "0", "1", "--seeds", "0") == output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+
+
+@pytest.mark.slow
 def test_train_benchmark() -> None:
     output = run("examples/benchmarks/train.py", "--quick", "--laps", "1", "--batch-size", "2")
     for measure in ("store", "online", "fit", "distill"):

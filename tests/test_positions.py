@@ -180,6 +180,19 @@ def test_sampled_windows() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({}, (70, 99), "width 99 is not a multiple of patch size 14"),
+        ({"dynamic_img_size": False, "img_size": (70, 98)}, (70, 112), "width 112 is not the fixed 98"),
+    ],
+)
+def test_images_that_do_not_fit(options: dict[str, Any], size: tuple[int, int], message: str) -> None:
+    model = built("vit_small_patch14_dinov2.dvt", **options)
+    with pytest.raises(ValueError, match=message):
+        under_windows(model, windows(WHOLE), size)
+
+
+@pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: sample_position_windows(0), ValueError, "at least 1"),

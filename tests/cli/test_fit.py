@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from dvt_timm.cli import fit as fit_command
 from dvt_timm.cli import main as cli
 from dvt_timm.cli import stage1
 from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, open_store
+from dvt_timm.offline.fit import default_solver
+from dvt_timm.offline.views import Kind
 
 FAST = ["--size", "56", "--views", "3"]
 
@@ -225,6 +229,14 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     again = subprocess.run([sys.executable, "-m", "dvt_timm", *command], **options)
     assert again.returncode == 1
     assert len(open_store(tmp_path / "store")) == 9
+
+
+def test_the_kinds_of_views_are_the_librarys() -> None:
+    """The command line names them without importing torch."""
+    assert get_args(Kind) == stage1.KINDS
+    for kind in stage1.KINDS:
+        arguments = argparse.Namespace(kind=kind, solver=None, density=None, smoothness=None, field_steps=None, seed=0)
+        assert stage1.solver_of(arguments) == default_solver(kind)
 
 
 def test_views_that_move_the_positions(

@@ -152,8 +152,8 @@ def _read_kept(kept: Path) -> dict[str, Tensor] | None:
     """Read the tensors that are kept, None if there are none or they are damaged."""
     try:
         return read_tensors(kept) if kept.is_file() else None
-    except ValueError as error:
-        logger.warning("%s; it is made again", error)
+    except ValueError:
+        logger.warning("%s is damaged, and is made again", kept)
         return None
 
 

@@ -32,7 +32,7 @@ except ImportError:  # numpy 1
 
 Kind: TypeAlias = Literal["head", "model", "denoised", "unknown"]
 
-DAMAGED = "{path} is damaged or no safetensors file: {error}"
+DAMAGED = "{path} is damaged or no safetensors file ({error}); save it again, or take another copy"
 SCHEMA = 1  # of the config.json that this version writes
 # what torch.load raises on files that it cannot read
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, struct.error)

@@ -114,11 +114,9 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
 def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str | None) -> dict[str, Any]:
     """Write config.json and model.safetensors; give the configuration, with the base under "base"."""
     if isinstance(module, DenoiserHead):
-        if base is None:
-            raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
         if merged:
             raise ValueError("merged=True pushes a model, got a head; put it on a model: create_model(denoiser=head)")
-        if module.dim != (dim := plain_model(base).embed_dim):
+        if base is not None and module.dim != (dim := plain_model(base).embed_dim):
             raise ValueError(f"the head is {module.dim} channels wide, {base} has {dim}; name the base it belongs to")
         return _write_head(module, folder, base, token)
     if not hasattr(module, "pretrained_cfg"):
@@ -136,7 +134,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
     return _write_head(module, folder, base, token)
 
 
-def _write_head(head_or_model: Any, folder: Path, base: str, token: str | None) -> dict[str, Any]:
+def _write_head(head_or_model: Any, folder: Path, base: str | None, token: str | None) -> dict[str, Any]:
     """Write a head, with the SHA-256 of its base's weights, for which the Hub is asked if need be; give its config."""
     config = read_json(save_head(head_or_model, folder, base=base) / CONFIG_NAME)
     source = base_cfg(config["base"]).hf_hub_id

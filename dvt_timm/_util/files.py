@@ -20,6 +20,7 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"  # of a saved hea
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
 METRICS = "metrics.json"  # beside what training leaves
 LOCK = ".lock"
+OF_SAFETENSORS = r"\.tmp[A-Za-z0-9]{6}"  # the file that it writes before it takes the one that was asked for
 BLOCK = 1 << 20
 
 
@@ -53,14 +54,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_scratch(folder: Path, names: str) -> None:
-    """Remove what `replacing` leaves when it is killed; `names`: a regular expression of the files' own names."""
+    """Remove what `replacing`, or safetensors in it, leaves when it is killed; `names`: a regular expression."""
     for path in folder.iterdir():
         if _is_scratch(path, names):
             path.unlink()
 
 
 def _is_scratch(path: Path, names: str) -> bool:
-    return re.fullmatch(rf"\.[0-9a-f]{{8}}\.({names})", path.name) is not None
+    return re.fullmatch(rf"\.[0-9a-f]{{8}}\.({names})|{OF_SAFETENSORS}", path.name) is not None
 
 
 def write_json(target: Path, value: Any) -> None:

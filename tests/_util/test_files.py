@@ -42,12 +42,15 @@ def test_a_replaced_file_can_be_read_by_those_who_may(tmp_path: Path) -> None:
 
 
 def test_only_scratch_files_of_known_names_are_removed(tmp_path: Path) -> None:
-    for name in (".0123abcd.a.json", ".0123abcd.b.json", ".0123.a.json", "a.json", "x.0123abcd.a.json"):
+    of_safetensors = ".tmpjQw1Fw"  # while it writes
+    for name in (".0123abcd.a.json", of_safetensors, ".0123abcd.b.json", ".0123.a.json", ".tmp", "a.json"):
         (tmp_path / name).touch()
+    (tmp_path / "x.0123abcd.a.json").touch()
     remove_scratch(tmp_path, r"a\.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".0123.a.json",
         ".0123abcd.b.json",
+        ".tmp",
         "a.json",
         "x.0123abcd.a.json",
     ]

@@ -21,6 +21,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import evaluate, offline, train, viz
     from .attach import undenoise
+    from .averaged import AveragedEva, AveragedVisionTransformer
     from .checkpoints.heads import load_head, save_head
     from .checkpoints.models import save_model
     from .checkpoints.published import convert_checkpoint
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .registry import register_variant
 
 __all__ = [
+    "AveragedEva",
+    "AveragedVisionTransformer",
     "DenoisedEva",
     "DenoisedVisionTransformer",
     "DenoiserHead",
@@ -59,6 +62,8 @@ __all__ = [
 _PLACES = {  # public name -> the module that has it
     "DenoisedEva": "models",
     "DenoisedVisionTransformer": "models",
+    "AveragedEva": "averaged",
+    "AveragedVisionTransformer": "averaged",
     "DenoiserHead": "head",
     "FeatureMaps": "features",
     "HeadSource": "head",

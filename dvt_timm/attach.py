@@ -1,4 +1,4 @@
-"""A head put on a model, and taken off, in place."""
+"""What makes a model's maps clean, put on it and taken off, in place."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ._util.errors import warn_caller
+from ._util.modules import uncompiled
+from .averaged import AveragedEva, AveragedVisionTransformer
+from .cleaned import Cleaned
 from .head import DenoiserHead
 from .models import DenoisedEva, DenoisedVisionTransformer
-
-COMPILED = "_orig_mod."  # what torch.compile puts before the names of parameters
+from .positions import PositionViews, check_positions
 
 
 def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a head behind the final norm of a timm model, in place; see `dvt_timm.denoise`."""
     _refuse_compiled(model)
-    denoised = {
-        VisionTransformer: DenoisedVisionTransformer,
-        Eva: DenoisedEva,
-        DenoisedVisionTransformer: DenoisedVisionTransformer,
-        DenoisedEva: DenoisedEva,
-    }.get(type(model))
-    if denoised is None:
+    if _timm_class(model) is None:
         raise TypeError(
             f"cannot denoise a {type(model).__name__}: the denoiser reads the patch tokens of timm's VisionTransformer "
             "and Eva themselves; with another feature extractor call DenoiserHead on its (B, H, W, C) map"
@@ -35,21 +31,32 @@ def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | D
         raise ValueError(
             f"the head is {head.dim} channels wide, the model {model.embed_dim}; use a head made for this model"
         )
-    if not isinstance(model.patch_drop, nn.Identity | None):
-        raise ValueError("the model drops patches that the denoiser needs; build it with patch_drop_rate=0")
+    _refuse_dropped_patches(model)
     if isinstance(model.norm, nn.Identity):
         warn_caller(
             "this model has no norm before its pooling, and the published heads read tokens after one; build it with "
             "fc_norm=False (Eva: use_fc_norm=False), unless your head was trained without"
         )
     weight = next(model.blocks.parameters())
-    model.__class__ = denoised
-    model.denoiser = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
-    return model
+    head = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
+    return _cleaned(model, head, {VisionTransformer: DenoisedVisionTransformer, Eva: DenoisedEva})
 
 
-def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransformer | Eva:
-    """Take the head off a denoised model, in place: the model is of timm's own class again.
+def attach_positions(model: Any, num_views: int) -> AveragedVisionTransformer | AveragedEva:
+    """Let a timm model average over views of its positions, in place; see `dvt_timm.denoise`."""
+    _refuse_compiled(model)
+    views = PositionViews(num_views)
+    if _timm_class(model) is None:
+        raise TypeError(
+            f"cannot move the positions of a {type(model).__name__}: timm's VisionTransformer and Eva themselves can"
+        )
+    check_positions(model)
+    _refuse_dropped_patches(model)
+    return _cleaned(model, views, {VisionTransformer: AveragedVisionTransformer, Eva: AveragedEva})
+
+
+def undenoise(model: Any) -> VisionTransformer | Eva:
+    """Take off what makes a model's maps clean, in place: the model is of timm's own class again.
 
     Args:
         model: a denoised model, from `timm.create_model` or `denoise`.
@@ -58,10 +65,10 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
         The same model.
 
     Raises:
-        TypeError: if the model has no head, or is compiled.
+        TypeError: if the model has no denoiser, or is compiled.
     """
     _refuse_compiled(model)
-    if not isinstance(model, DenoisedVisionTransformer | DenoisedEva):
+    if not isinstance(model, Cleaned):
         raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no head to take off")
     plain: Any = model
     args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
@@ -71,9 +78,26 @@ def undenoise(model: DenoisedVisionTransformer | DenoisedEva) -> VisionTransform
     return plain
 
 
-def uncompiled(module: Any) -> Any:
-    """Give the module that torch.compile has wrapped; give any other module as it is."""
-    return getattr(module, COMPILED[:-1], module)
+def _timm_class(model: Any) -> type | None:
+    """Give timm's class of a model that is itself of it, or of ours; None for any other."""
+    own = {DenoisedVisionTransformer, AveragedVisionTransformer, DenoisedEva, AveragedEva}
+    if type(model) in own:
+        return Eva if isinstance(model, Eva) else VisionTransformer
+    return type(model) if type(model) in (VisionTransformer, Eva) else None
+
+
+def _cleaned(model: Any, denoiser: nn.Module, classes: dict[type | None, type]) -> Any:
+    """Make a model one of these classes, by its timm class, with a denoiser in the place of any that it has."""
+    if isinstance(model, Cleaned):
+        undenoise(model)
+    model.__class__ = classes[_timm_class(model)]
+    model.denoiser = denoiser
+    return model
+
+
+def _refuse_dropped_patches(model: Any) -> None:
+    if not isinstance(model.patch_drop, nn.Identity | None):
+        raise ValueError("the model drops patches that the denoiser needs; build it with patch_drop_rate=0")
 
 
 def _refuse_compiled(model: Any) -> None:

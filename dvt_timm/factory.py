@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ._util.errors import warn_caller
 from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
-from .attach import attach_head
+from .attach import attach_head, attach_positions
+from .averaged import AveragedEva, AveragedVisionTransformer
 from .checkpoints.heads import head_from_state, load_head
 from .checkpoints.models import SAVED, load_backbone, pinned, read_weights, saved_head
 from .checkpoints.published import published_head, published_weights
@@ -26,7 +27,7 @@ from .head import DenoiserHead, HeadSource
 from .hub import client as hub
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .names import backbone_of, cfg_field, find_variant, list_variants, name_of
-from .plan import NO_HEAD, RANDOM_HEAD, Plan, Request, Shape, has_lost_tag, plan_of
+from .plan import NO_HEAD, RANDOM_HEAD, Plan, Positions, Request, Shape, has_lost_tag, plan_of
 from .stride import OverlapPatchEmbed, set_stride
 
 logger = logging.getLogger("dvt_timm")
@@ -50,7 +51,7 @@ class Fetched:
     """What was read from disk and Hub for a plan."""
 
     cfg: PretrainedCfg  # the plan's, its Hub repository at one commit
-    head: DenoiserHead | Shape | None
+    head: DenoiserHead | Positions | Shape | None
     state: dict[str, Tensor] | None = None  # of the backbone; None where timm loads it, or it stays random
     warnings: tuple[str, ...] = ()
 
@@ -119,6 +120,8 @@ def fetch(plan: Plan) -> Fetched:
             raise RuntimeError(LOST_HEAD.format(place="the file of weights", name=cfg.architecture))
     elif not isinstance(plan.backbone, str):
         state = published_weights(plan.backbone, plan.base, cache_dir)
+    if isinstance(head, Positions):
+        return Fetched(cfg, head, state)
     if isinstance(head, Shape):
         return Fetched(cfg, head, state, (RANDOM_HEAD,) if plan.held == "maybe" else ())
     return Fetched(cfg, head, state, _doubts(head, plan.base, sha256))
@@ -139,7 +142,9 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
     head = fetched.head
     if isinstance(head, Shape):
         head = DenoiserHead(model.embed_dim, head.grid_size, head.num_blocks)
-    if head is not None:
+    if isinstance(head, Positions):
+        attach_positions(model, head.num_views)
+    elif head is not None:
         attach_head(model, head)
     if plan.scrambles:
         _log_once(f"{name_of(plan.cfg)} without pretrained=True has a random head, which scrambles features")
@@ -153,37 +158,48 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
 
 
 def denoise(
-    model: Any, head: DenoiserHead | str | Path, *, cache_dir: str | Path | None = None
-) -> DenoisedVisionTransformer | DenoisedEva:
-    """Put a denoiser head behind the final norm of a timm model, in place.
+    model: Any,
+    head: DenoiserHead | str | Path | None = None,
+    *,
+    positions: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> DenoisedVisionTransformer | DenoisedEva | AveragedVisionTransformer | AveragedEva:
+    """Make the maps of a timm model clean, in place: by a denoiser head, or as means over views of its positions.
 
-    The instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves to the
-    model's device and dtype: give each model a head of its own. A model that is denoised already gets the new head
-    instead of its old one.
+    With a head the instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves
+    to the model's device and dtype: give each model a head of its own. With `positions` it becomes an
+    `AveragedVisionTransformer` or `AveragedEva`, which needs no head and takes so many passes and one. A model that is
+    denoised already gets the new denoiser instead of its old one.
 
     Args:
         model: a timm `VisionTransformer` or `Eva`.
         head: the denoiser, as wide as the model; or its folder, its `.safetensors` file or
             `hf-hub:user/repo[@revision]`.
+        positions: how many views move the positions, 8 for flat maps; in the place of a head.
         cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: if the model is neither of these (a subclass is not), or `head` is neither a `DenoiserHead` nor a
-            source.
-        ValueError: if the head is not as wide as the model, the model drops patches, or the head's file is damaged.
+        TypeError: if the model is neither of these (a subclass is not), `head` is neither a `DenoiserHead` nor a
+            source, or neither or both of `head` and `positions` are given.
+        ValueError: if the head is not as wide as the model, the model drops patches or has no positions to move, or the
+            head's file is damaged.
         OSError: if there is no head at the source, or the Hub refuses or fails.
 
     Warns:
         UserWarning: if the model has no final norm before its pooling, or the head was trained on another backbone.
     """
+    if (head is None) == (positions is None):
+        raise TypeError("denoise takes a head, or positions=8 for means over views of positions; pass one of them")
+    if positions is not None:
+        return attach_positions(model, positions)
     head = load_head(head, cache_dir=cache_dir) if isinstance(head, str | Path) else head
     if isinstance(head, DenoiserHead) and cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
         for message in _doubts(head, backbone_of(name_of(model)), None):
             warn_caller(message)
-    return attach_head(model, head)
+    return attach_head(model, head)  # type: ignore[arg-type]
 
 
 def build_plain(entrypoint: Callable[..., Any], request: Request) -> Any:
@@ -230,14 +246,16 @@ def _refuse_lost_head(name: str, weights: Any) -> None:
         raise RuntimeError(LOST_HEAD.format(place=place, name=name))
 
 
-def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Shape | None:
+def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Positions | Shape | None:
     """Read the plan's head where it lies."""
-    if plan.head is None or isinstance(plan.head, DenoiserHead | Shape):
+    if plan.head is None or isinstance(plan.head, DenoiserHead | Positions | Shape):
         return plan.head
     return published_head(plan.head, plan.base, cache_dir)
 
 
-def _held_head(plan: Plan, cfg: PretrainedCfg, held: dict[str, Tensor], cache_dir: Any) -> DenoiserHead | Shape:
+def _held_head(
+    plan: Plan, cfg: PretrainedCfg, held: dict[str, Tensor], cache_dir: Any
+) -> DenoiserHead | Positions | Shape:
     """Build the head that the weights hold, or read the plan's if they hold none and need not."""
     if held:
         shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}

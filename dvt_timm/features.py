@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ._util.images import as_image, preprocessing_of
-from .attach import uncompiled
-from .models import plain_features
+from ._util.modules import uncompiled
+from .cleaned import raw_and_clean
 
 
 class FeatureMaps(NamedTuple):
@@ -50,18 +50,22 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
         raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
     images = images.to(inner.patch_embed.proj.weight)  # device and dtype
-    tokens = plain_features(inner, images)
-    height, width = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
-    prefix, patches = tokens[:, : inner.num_prefix_tokens], tokens[:, inner.num_prefix_tokens :]
-    raw = patches.reshape(len(images), height, width, -1)
-    denoised = inner.denoiser(raw).permute(0, 3, 1, 2) if hasattr(inner, "denoiser") else None
+    tokens, clean = raw_and_clean(inner, images)
+    grid = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+    prefix = tokens[:, : inner.num_prefix_tokens]
+    raw, denoised = (None if t is None else _as_maps(t[:, inner.num_prefix_tokens :], grid) for t in (tokens, clean))
+    assert raw is not None
     has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
     return FeatureMaps(
-        raw=raw.permute(0, 3, 1, 2),
+        raw=raw,
         denoised=denoised,
         class_token=prefix[:, 0] if has_class else None,
         register_tokens=prefix[:, int(has_class) :],
     )
+
+
+def _as_maps(patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, C, H, W]
+    return patches.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: int | None = None) -> Tensor:

@@ -5,8 +5,7 @@ Prefix tokens pass untouched, so the logits of a token-pooled classifier do not 
 """
 
 from inspect import signature
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models import checkpoint
@@ -16,68 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ._util.errors import warn_caller
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer as _TimmViT
-else:
-    _TimmViT = object
+from .cleaned import Cleaned, renamed, repack, unpack
 
 
-@torch.fx.wrap
-def check_image_size(
-    x: Tensor,  # [B, 3, height, width]
-    patch_size: tuple[int, int],
-    img_size: tuple[int, int],
-    fixed: bool,
-    padded: bool,
-) -> None:
-    """Raise ValueError unless images are whole patches, or padded to them, and have the fixed size if there is one."""
-    if x.ndim != 4:
-        raise ValueError(f"images must be [B, channels, height, width], got {list(x.shape)}")
-    for name, side, patch, expected in (
-        ("height", x.shape[2], patch_size[0], img_size[0]),
-        ("width", x.shape[3], patch_size[1], img_size[1]),
-    ):
-        if fixed and side != expected:
-            raise ValueError(
-                f"{name} {side} is not the fixed {expected} of this model; resize to it, or build with "
-                f"dynamic_img_size=True (the default) or img_size of your images"
-            )
-        if not padded and (side < patch or side % patch != 0):
-            fitting = max(side // patch, 1) * patch
-            advice = "build with that img_size" if fixed else "pass dynamic_img_pad=True"
-            raise ValueError(f"{name} {side} is not a multiple of patch size {patch}; resize to {fitting} or {advice}")
-
-
-def _check_traceable(x: Tensor | torch.fx.Proxy, dynamic: bool) -> None:
-    if dynamic and isinstance(x, torch.fx.Proxy):
-        raise ValueError(
-            "torch.fx cannot trace timm's models for images of any size; build the model with dynamic_img_size=False "
-            "and img_size=... of your images"
-        )
-
-
-def _renamed(method: FunctionType, name: str) -> FunctionType:
-    """Copy a method under another name: TorchScript knows no super() and compiles by the function's name."""
-    copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
-    copy.__annotations__ = method.__annotations__
-    return copy
-
-
-class _Denoised(_TimmViT):
-    """The part that both families share; it comes before the timm class among their bases."""
-
-    __jit_unused_properties__ = ("_model_args",)
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        """Give (H, W) in patches of images x [B, 3, height, width]; raise ValueError if they do not fit the model."""
-        if not torch.jit.is_scripting():
-            _check_traceable(x, self.dynamic_img_size)
-        embed = self.patch_embed
-        check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
-        if self.dynamic_img_size:
-            return embed.dynamic_feat_size((x.shape[2], x.shape[3]))
-        return embed.grid_size
+class _Denoised(Cleaned):
+    """The part that both families of denoised models share."""
 
     def _denoise(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, H, W, C]
         B, N, C = patches.shape
@@ -113,15 +55,6 @@ class _Denoised(_TimmViT):
     def _masked_forward_features(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         return self._plain_forward_features(x, **self._masks(attn_mask, is_causal))
 
-    def _masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-        """Choose the mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
-        given = {"attn_mask": attn_mask, "is_causal": is_causal}
-        return {
-            key: value
-            for key, value in given.items()
-            if key in self._timm_masks or not (value is None or value is False)
-        }
-
     def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
         """Call timm's `forward_intermediates`, then replace the last block's map and the final features."""
         depth = len(self.blocks)
@@ -129,7 +62,7 @@ class _Denoised(_TimmViT):
         has_last = depth - 1 in take_indices
         grid = self._grid(x)
         output = super().forward_intermediates(x, indices, **options)
-        final, maps = _unpack(output)
+        final, maps = unpack(output)
 
         if final is not None and options["stop_early"] and max_index < depth - 1:
             warn_caller(
@@ -150,7 +83,7 @@ class _Denoised(_TimmViT):
             nchw = options["output_fmt"] == "NCHW"
             last = denoised.permute(0, 3, 1, 2).contiguous() if nchw else denoised.flatten(1, 2)
             maps[-1] = last if prefix is None else (last, prefix)
-        return _repack(output, final, maps)
+        return repack(output, final, maps)
 
     def prune_intermediate_layers(
         self,
@@ -181,14 +114,10 @@ class _Denoised(_TimmViT):
         """Give timm's parameter groups, and one for the head between the last block and the classifier."""
         return dict(super().group_matcher(coarse), denoiser=r"^denoiser\.")
 
-    @property
-    def _model_args(self) -> dict[str, Any]:
-        """The arguments that rebuild the model, which timm records here; the head's shape is always among them."""
-        return dict(self.__dict__.get("_model_args", {}), denoiser=self.denoiser.config)
-
-    @_model_args.setter
-    def _model_args(self, value: dict[str, Any]) -> None:
-        self.__dict__["_model_args"] = value
+    def _raw_and_clean(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self._grid(x)
+        tokens = self._plain_forward_features(x)
+        return tokens, self._denoise_tokens(tokens, grid)
 
 
 class DenoisedVisionTransformer(_Denoised, VisionTransformer):
@@ -197,7 +126,7 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
     `timm.create_model("<arch>.dvt...")` and `denoise` build it. Class and register tokens pass untouched.
     """
 
-    _plain_forward_features = _renamed(VisionTransformer.forward_features, "_plain_forward_features")
+    _plain_forward_features = renamed(VisionTransformer.forward_features, "_plain_forward_features")
     _timm_masks = frozenset(signature(VisionTransformer.forward_features).parameters)
 
     def forward_intermediates(
@@ -237,7 +166,7 @@ class DenoisedEva(_Denoised, Eva):
     `timm.create_model("<arch>.dvt...")` and `denoise` build it. Class and register tokens pass untouched.
     """
 
-    _plain_forward_features = _renamed(Eva.forward_features, "_plain_forward_features")
+    _plain_forward_features = renamed(Eva.forward_features, "_plain_forward_features")
     _timm_masks = frozenset(signature(Eva.forward_features).parameters)
 
     def forward_intermediates(
@@ -267,38 +196,3 @@ class DenoisedEva(_Denoised, Eva):
             intermediates_only=intermediates_only,
             **self._masks(attn_mask, is_causal),
         )
-
-
-def plain_features(model: Any, x: Tensor) -> Tensor:  # [B, 3, height, width] -> [B, prefix + H * W, C]
-    """Compute the tokens after the final norm, as the model gives them without a denoiser.
-
-    Raises:
-        ValueError: if the images do not fit the model.
-    """
-    embed = model.patch_embed
-    check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
-    return model._plain_forward_features(x) if isinstance(model, _Denoised) else model.forward_features(x)
-
-
-def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, height, width] -> [B, C, H, W]
-    """Compute the patch map of one block after the final norm, as the model gives it without a denoiser."""
-    timm_model: Any = super(_Denoised, model) if isinstance(model, _Denoised) else model
-    (fmap,) = timm_model.forward_intermediates(x, [layer], norm=True, stop_early=True, intermediates_only=True)
-    return fmap
-
-
-def _unpack(output: Any) -> tuple[Tensor | None, list[Any]]:
-    """Take final features (None if there are none) and intermediates out of what `forward_intermediates` returns."""
-    if isinstance(output, dict):
-        return output.get("image_features"), output["image_intermediates"]
-    if isinstance(output, tuple):
-        return output
-    return None, output
-
-
-def _repack(output: Any, final: Tensor | None, maps: list[Any]) -> Any:
-    """Put final features and intermediates into the form that `forward_intermediates` returned."""
-    if isinstance(output, dict):
-        replaced = dict(output, image_intermediates=maps)
-        return replaced if final is None else dict(replaced, image_features=final)
-    return maps if final is None else (final, maps)

@@ -63,7 +63,14 @@ class Shape:
     num_blocks: int = 1
 
 
-Head: TypeAlias = DenoiserHead | Weights | Shape | None
+@dataclass(frozen=True)
+class Positions:
+    """Means over so many views that move the positions, in the place of a head."""
+
+    num_views: int
+
+
+Head: TypeAlias = DenoiserHead | Positions | Weights | Shape | None
 Backbone: TypeAlias = Literal["random", "base", "own"] | Weights
 Held: TypeAlias = Literal["no", "maybe", "must"]
 
@@ -254,6 +261,8 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
         return denoiser, "no"
     if isinstance(denoiser, str | Path):
         return Own(denoiser), "no"
+    if isinstance(denoiser, Mapping) and denoiser.keys() == {"positions"}:
+        return Positions(denoiser["positions"]), "no"
     if denoiser is not None:
         return _shape(denoiser), held
     if variant is None or variant.distilled:
@@ -269,10 +278,14 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
 
 def _shape(denoiser: Any) -> Shape:
     if not isinstance(denoiser, Mapping):
-        raise TypeError(f"denoiser must be a DenoiserHead, a path, hf-hub:... or a shape, got {denoiser!r}")
+        raise TypeError(
+            f'denoiser must be a DenoiserHead, a path, hf-hub:..., a shape or {{"positions": n}}, got {denoiser!r}'
+        )
     if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
         keys = ", ".join(map(str, list(denoiser)[:5]))
-        raise ValueError(f'denoiser={{{keys}, ...}} should be {{"grid_size": [h, w], "num_blocks": n}}')
+        raise ValueError(
+            f'denoiser={{{keys}, ...}} should be {{"grid_size": [h, w], "num_blocks": n}} or {{"positions": n}}'
+        )
     return Shape(as_grid(denoiser["grid_size"]), denoiser.get("num_blocks", 1))
 
 

@@ -1,12 +1,11 @@
 """The position embedding of a model, read through windows of itself: the picture stays, the positions move.
 
-Letters: V windows, h x w patches, C channels. A place in the plane of positions is (x, y) in [0, 1]; (0, 0) is its
-upper left corner, and patch (i, j) of the plain model lies at ((j + 1/2) / w, (i + 1/2) / h).
+Letters: V windows, K of them drawn, B images, h x w patches, C channels. A place in the plane of positions is (x, y) in
+[0, 1]; (0, 0) is its upper left corner, and patch (i, j) of the plain model lies at ((j + 1/2) / w, (i + 1/2) / h).
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from .attach import uncompiled
-from .models import check_image_size
+from ._util.modules import shallow_copy, uncompiled
+from .cleaned import as_plain, check_image_size
 
+WHOLE = [0.0, 0.0, 1.0, 1.0]
 SIDES = (0.5, 1.0)  # of windows, relative to the plane's
 FEWEST = 5  # patches a side from which the frequencies of a rotary embedding can be told
 
@@ -55,15 +55,21 @@ class PositionWindows:
     def __getitem__(self, part: slice) -> PositionWindows:
         return PositionWindows(self.boxes[part], self.mirrored[part])
 
+    def with_plane(self) -> PositionWindows:
+        """Add the whole plane as the last window: the plain pass."""
+        plane = torch.tensor([WHOLE], dtype=self.boxes.dtype, device=self.boxes.device)
+        return PositionWindows(torch.cat([self.boxes, plane]), torch.cat([self.mirrored, self.mirrored.new_zeros(1)]))
+
     @property
     def whole(self) -> Tensor:
         """[V], whether a window is the whole plane as it is."""
-        plane = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=self.boxes.dtype)
+        plane = torch.tensor(WHOLE, dtype=self.boxes.dtype, device=self.boxes.device)
         return (self.boxes == plane).all(dim=1) & ~self.mirrored
 
     def places(self, rows: int, columns: int) -> Tensor:
         """Say where patches find their positions: [V, rows, columns, 2] (x, y) in [0, 1]."""
-        across, down = (torch.arange(n, dtype=self.boxes.dtype).add(0.5).div(n) for n in (columns, rows))
+        options: dict[str, Any] = {"dtype": self.boxes.dtype, "device": self.boxes.device}
+        across, down = (torch.arange(n, **options).add(0.5).div(n) for n in (columns, rows))
         left, top, right, bottom = self.boxes[:, :, None].unbind(1)  # [V, 1] each
         x = left + torch.where(self.mirrored[:, None], 1 - across, across) * (right - left)  # [V, columns]
         y = top + down * (bottom - top)  # [V, rows]
@@ -94,6 +100,48 @@ def sample_position_windows(num_windows: int, seed: int = 0, *, sides: tuple[flo
     return PositionWindows(torch.cat([corner, (corner + side).clamp(max=1)], dim=1), draws[:, 3] < 0.5)
 
 
+class PositionViews(nn.Module):
+    """The windows of positions that an averaging model looks through; has no weights.
+
+    Args:
+        num_views: K, at least 1; drawn evenly, the same on every machine.
+
+    Raises:
+        TypeError: if K is no whole number.
+        ValueError: if it is less than 1.
+    """
+
+    def __init__(self, num_views: int) -> None:
+        super().__init__()
+        if isinstance(num_views, bool) or not isinstance(num_views, int):
+            raise TypeError(f"positions must be a whole number of views, got {num_views!r}")
+        self.windows = sample_position_windows(num_views).with_plane()
+
+    @property
+    def config(self) -> dict[str, int]:
+        """JSON-friendly, as `create_model` takes it as `denoiser`."""
+        return {"positions": len(self.windows) - 1}
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """Repeat a batch for every window, windows first: [B, ...] -> [(K + 1) B, ...]."""
+        return x.repeat(len(self.windows), *[1] * (x.ndim - 1))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Take the plain pass out of a batch: [(K + 1) B, ...] -> [B, ...]."""
+        return x.unflatten(0, (len(self.windows), -1))[-1]
+
+    def mean(self, x: Tensor, over: tuple[int, ...]) -> Tensor:
+        """Average over the windows, at the level of the plain pass: [(K + 1) B, ...] -> [B, ...].
+
+        Args:
+            x: maps of all views.
+            over: the dimensions of the patches.
+        """
+        views = x.unflatten(0, (len(self.windows), -1))
+        clean, plain = views[:-1].mean(dim=0), views[-1]
+        return clean - clean.mean(dim=over, keepdim=True) + plain.mean(dim=over, keepdim=True)
+
+
 def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -> Any:
     """Make a twin of a model that sees image v of a batch under window v; both share their weights.
 
@@ -101,7 +149,7 @@ def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -
 
     Args:
         model: a timm `VisionTransformer` or `Eva`, denoised or not, with an absolute or a rotary position embedding.
-            What torch.compile made of one is run as it was before.
+            What torch.compile made of one is run as it was before; one that averages over positions is taken plain.
         windows: V of them; one that is the whole plane gives the plain model's features to the bit.
         size: (height, width) in pixels of the images that the twin is for.
 
@@ -114,27 +162,33 @@ def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -
             few patches to be read between them.
     """
     model = uncompiled(model)
-    if not isinstance(model, VisionTransformer | Eva) or not isinstance(model.patch_embed, PatchEmbed):
-        raise TypeError(f"positions are moved in a timm VisionTransformer or Eva, got {type(model).__name__}")
-    rope = getattr(model, "rope", None)
-    if model.pos_embed is None and rope is None:
-        raise ValueError(f"this {type(model).__name__} has no position embedding to move; use views of another kind")
-    embed = model.patch_embed
+    check_positions(model)
+    if isinstance(getattr(model, "denoiser", None), PositionViews):
+        model = as_plain(model)
+    embed, rope = model.patch_embed, getattr(model, "rope", None)
     images = torch.empty(1, embed.proj.in_channels, *size, device="meta")
     check_image_size(images, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
     grid = embed.dynamic_feat_size(size) if model.dynamic_img_size else embed.grid_size
-    twin = _shallow_copy(model)
+    twin = shallow_copy(model)
     twin.dynamic_img_size = False  # the positions are made for this size
-    twin.patch_embed = _shallow_copy(embed)
+    twin.patch_embed = shallow_copy(embed)
     twin.patch_embed.flatten = True  # [V, h * w, C], as models of one size have them
     twin.patch_embed.grid_size, twin.patch_embed.num_patches = tuple(grid), grid[0] * grid[1]
     twin.patch_embed.img_size = tuple(size)
     if model.pos_embed is not None:
         del twin._parameters["pos_embed"]
-        twin.pos_embed = _windowed_embedding(model, windows, grid)
+        twin.pos_embed = windowed_embedding(model, windows, grid)
     if rope is not None:
-        twin.rope = _WindowedRope(_windowed_rotation(rope, windows, grid))
+        twin.rope = _WindowedRope(windowed_rotation(rope, windows, grid))
     return twin
+
+
+def check_positions(model: Any) -> None:
+    """Raise TypeError if a model is no timm ViT or Eva, ValueError if it has no position embedding to move."""
+    if not isinstance(model, VisionTransformer | Eva) or not isinstance(model.patch_embed, PatchEmbed):
+        raise TypeError(f"positions are moved in a timm VisionTransformer or Eva, got {type(model).__name__}")
+    if model.pos_embed is None and getattr(model, "rope", None) is None:
+        raise ValueError(f"this {type(model).__name__} has no position embedding to move; use views of another kind")
 
 
 class _WindowedRope(nn.Module):
@@ -148,22 +202,20 @@ class _WindowedRope(nn.Module):
         return self.embed if dtype is None else self.embed.to(dtype)
 
 
-def _shallow_copy(module: nn.Module) -> Any:
-    """Copy a module, not its parts; what is set on the copy is not seen by the module."""
-    twin = copy.copy(module)
-    for name in ("_parameters", "_buffers", "_modules"):
-        twin.__dict__[name] = dict(module.__dict__[name])
-    return twin
-
-
-def _windowed_embedding(model: Any, windows: PositionWindows, grid: tuple[int, int]) -> Tensor:
-    """Read an absolute position embedding through windows: [V, prefix + h * w, C]; prefix is 0 for `no_embed_class`."""
+def plain_embedding(model: Any, grid: tuple[int, int]) -> Tensor:  # [1, prefix + h * w, C]
+    """Give a model's absolute position embedding, resampled to a grid as timm does."""
+    plain: Tensor = model.pos_embed
+    own = model.patch_embed.grid_size
+    if tuple(grid) == tuple(own):
+        return plain
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    plain = model.pos_embed  # [1, prefix + N, C]
-    if tuple(grid) != tuple(model.patch_embed.grid_size):
-        plain = resample_abs_pos_embed(
-            plain, new_size=list(grid), old_size=list(model.patch_embed.grid_size), num_prefix_tokens=num_prefix
-        )
+    return resample_abs_pos_embed(plain, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix)
+
+
+def windowed_embedding(model: Any, windows: PositionWindows, grid: tuple[int, int]) -> Tensor:
+    """Read an absolute position embedding through windows: [V, prefix + h * w, C]; prefix is 0 for `no_embed_class`."""
+    plain = plain_embedding(model, grid)
+    num_prefix = plain.shape[1] - grid[0] * grid[1]
     prefix, patches = plain[:, :num_prefix], plain[:, num_prefix:]
     plane = patches.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # [1, C, h, w]
     places = (2 * windows.places(*grid) - 1).to(plane)  # [V, h, w, 2] in [-1, 1]
@@ -175,7 +227,7 @@ def _windowed_embedding(model: Any, windows: PositionWindows, grid: tuple[int, i
     return torch.cat([prefix.expand(len(windows), -1, -1), moved], dim=1)
 
 
-def _windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int]) -> Tensor:
+def windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int]) -> Tensor:
     """Read a rotary embedding at windowed places: [V, 1, h * w, 2 D], of a model with one per block and head [blocks,
     V, heads, h * w, 2 D].
 
@@ -186,23 +238,27 @@ def _windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int
             f"a rotary embedding needs at least {FEWEST} patches a side to be read between them, got {grid}"
         )
     plain = rope.get_embed(shape=list(grid)) if _takes_shapes(rope) else rope.get_embed()  # [..., h * w, 2 D]
-    sin, cos = plain.double().unflatten(-2, tuple(grid)).chunk(2, dim=-1)  # [..., h, w, D]
-    phase = torch.complex(cos, sin)
-    first = phase[..., :1, :1, :]  # [..., 1, 1, D]
-    right = (phase[..., :1, 1:2, :] * first.conj()).angle()
-    down = (phase[..., 1:2, :1, :] * first.conj()).angle()
-    places = windows.places(*grid).to(plain.device)  # [V, h, w, 2]
+    sin, cos = plain.float().unflatten(-2, tuple(grid)).chunk(2, dim=-1)  # [..., h, w, D]
+    angle = torch.atan2(sin, cos)
+    first = angle[..., :1, :1, :]  # [..., 1, 1, D]
+    right, down = (_wrapped(step - first) for step in (angle[..., :1, 1:2, :], angle[..., 1:2, :1, :]))
+    places = windows.places(*grid).to(sin)  # [V, h, w, 2]
     steps_right, steps_down = ((places[..., i] * n - 0.5)[..., None] for i, n in ((0, grid[1]), (1, grid[0])))
     lead = plain.ndim - 2  # blocks and heads, if each has its own
     if lead:  # [blocks, 1, heads, 1, 1, D] against [V, 1, h, w, 1]
         first, right, down, plain = (value.unsqueeze(1) for value in (first, right, down, plain))
         steps_right, steps_down = steps_right[:, None], steps_down[:, None]
-    turned = first.angle() + right * steps_right + down * steps_down  # [..., h, w, D]
+    turned = first + right * steps_right + down * steps_down  # [..., h, w, D]
     moved = torch.cat([turned.sin(), turned.cos()], dim=-1).flatten(-3, -2).to(plain.dtype)  # [..., h * w, 2 D]
     whole = windows.whole.to(plain.device)
     if lead:
         return torch.where(whole[:, None, None, None], plain, moved)
     return torch.where(whole[:, None, None], plain, moved)[:, None]
+
+
+def _wrapped(angle: Tensor) -> Tensor:
+    """Bring angles to -pi..pi."""
+    return torch.atan2(angle.sin(), angle.cos())
 
 
 def _takes_shapes(rope: Any) -> bool:

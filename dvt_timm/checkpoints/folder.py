@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, replacing, write_json
-from ..attach import COMPILED
+from .._util.modules import COMPILED
 
 
 def write_folder(folder: Path, module: nn.Module, config: Mapping[str, Any], metadata: dict[str, str]) -> Path:

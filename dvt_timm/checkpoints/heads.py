@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of
+from .._util.modules import uncompiled
 from .._version import __version__
-from ..attach import uncompiled
 from ..head import DenoiserHead, HeadSource, as_grid
 from ..hub import client as hub
 from ..names import backbone_of, base_cfg, find_variant, full_name, name_of, plain_model

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
 from .._util.files import CONFIG_NAME, read_json
-from ..attach import uncompiled
+from .._util.modules import uncompiled
 from ..head import DenoiserHead
 from ..hub import client as hub
 from ..names import NOWHERE

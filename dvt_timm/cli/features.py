@@ -38,6 +38,12 @@ def add(commands: Commands) -> None:
         help="pixels of the shorter side, rounded to whole patches (default: the model's)",
     )
     parser.add_argument(
+        "--positions",
+        type=positive,
+        metavar="K",
+        help="denoise without a head: means over K views that move the positions, 8 for flat maps, in K + 1 passes",
+    )
+    parser.add_argument(
         "--patch",
         type=_patch,
         metavar="ROW,COLUMN",
@@ -58,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not images:
         raise no_images(arguments.paths)
     _make_folder(arguments.out)
-    model = load_model(arguments.model, arguments.weights, arguments.device)
+    model = load_model(arguments.model, arguments.weights, arguments.device, arguments.positions)
     recipe = Recipe(model, arguments.weights, arguments.size, arguments.patch)
     skipped, kept = _extract_all(recipe, images)
     missing = len(arguments.paths) - len(paths)

@@ -17,7 +17,7 @@ from .console import CommandError
 UNBUILDABLE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, SafetensorError)  # what timm raises
 
 
-def load_model(name: str, weights: str | None, device: str | None) -> Any:
+def load_model(name: str, weights: str | None, device: str | None, positions: int | None = None) -> Any:
     """Build a timm model with its weights, for images of any size.
 
     Args:
@@ -25,6 +25,7 @@ def load_model(name: str, weights: str | None, device: str | None) -> Any:
         weights: a head (folder, `.safetensors` file, `hf-hub:user/repo`), the weights of the model in a file, or the
             folder of a saved model, which takes the place of `name`; None for the published weights.
         device: of PyTorch; None for the GPU if there is one.
+        positions: how many views move the positions, in the place of a head.
 
     Raises:
         CommandError: if the name, the weights or the device are not to be had.
@@ -32,6 +33,8 @@ def load_model(name: str, weights: str | None, device: str | None) -> Any:
     _check_architecture(name)
     try:
         name, options = _request(name, weights)
+        if positions is not None:
+            options = _without_head(options, positions)
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
     except UNBUILDABLE as error:
         raise CommandError(f"cannot build {weights or name}: {error}") from error
@@ -62,3 +65,9 @@ def _request(name: str, weights: str | None) -> tuple[str, dict[str, Any]]:
     if Path(weights).is_dir():
         return f"local-dir:{weights}", {}
     return name, {"pretrained_cfg_overlay": {"file": weights}}
+
+
+def _without_head(options: dict[str, Any], positions: int) -> dict[str, Any]:
+    if "denoiser" in options:
+        raise CommandError(f"--positions takes the place of a head, and {options['denoiser']} is one; leave one out")
+    return {**options, "denoiser": {"positions": positions}}

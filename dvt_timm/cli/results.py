@@ -31,6 +31,7 @@ from .._version import __version__
 from ..features import feature_maps
 from ..names import name_of
 from ..offline.run import fingerprint
+from ..positions import PositionViews
 from .console import CommandError
 
 MEASURED = ("original_size", "image_size", "grid_size")  # metadata that needs the image decoded
@@ -143,8 +144,11 @@ def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
         "weights_sha256": fingerprint(model),
         "stride": json.dumps(model.patch_embed.proj.stride),
     }
-    if hasattr(model, "denoiser"):
-        metadata["head_sha256"] = fingerprint(model.denoiser, skipped=())
+    denoiser = getattr(model, "denoiser", None)
+    if isinstance(denoiser, PositionViews):
+        metadata |= {key: json.dumps(value) for key, value in denoiser.config.items()}
+    elif denoiser is not None:
+        metadata["head_sha256"] = fingerprint(denoiser, skipped=())
     return metadata if weights is None else {**metadata, "weights": weights}
 
 

@@ -2,22 +2,31 @@
 
 `position_leakage` and `information_coefficients` measure artifacts without labels. `linear_probe` and `knn_probe`
 predict labels of patches, and `mean_iou` scores them. `plant` lets a model carry a known artifact of position, whose
-removal `artifact_left`, `distance_to_truth` and `won_back` measure against the truth.
+removal `artifact_left`, `distance_to_truth` and `won_back` measure against the truth; `planted` does all of it for
+ways of denoising, on photos.
 """
 
+from .estimates import Estimate
 from .leakage import position_leakage
 from .mic import information_coefficients
 from .planting import artifact_left, distance_to_truth, plant, won_back
-from .probes import knn_probe, linear_probe, mean_iou
+from .probes import knn_probe, linear_probe, mean_iou, patch_labels
+from .truth import LabelScores, Method, Planted, planted
 
 __all__ = [
+    "Estimate",
+    "LabelScores",
+    "Method",
+    "Planted",
     "artifact_left",
     "distance_to_truth",
     "information_coefficients",
     "knn_probe",
     "linear_probe",
     "mean_iou",
+    "patch_labels",
     "plant",
+    "planted",
     "position_leakage",
     "won_back",
 ]

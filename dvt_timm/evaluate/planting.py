@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..attach import uncompiled
+from .._util.modules import uncompiled
 
 Kind = Literal["plaid", "smooth", "noise", "border"]
 DIRECTIONS = 8  # K

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 CHUNK = 2048  # patches at a time
 NEIGHBORS = 10
+VOID = 255  # label of pixels and patches that have none
+PIXELS = 8  # a side, of the labels that a patch is judged by
 EPOCHS, BATCH, RATE, DECAY = 10, 1024, 1e-2, 1e-4  # of the linear probe
 
 
@@ -77,3 +81,21 @@ def mean_iou(predicted: Tensor, labels: Tensor) -> float:
         both, either = (predicted == label) & (labels == label), (predicted == label) | (labels == label)
         scores.append((both.sum() / either.sum()).item())
     return sum(scores) / len(scores)
+
+
+def patch_labels(mask: Image.Image, grid: tuple[int, int], void: int = VOID) -> Tensor:
+    """Find the most frequent label in each patch of an image that was squeezed into a grid.
+
+    Args:
+        mask: the labels of the image's pixels, whole numbers 0..255.
+        grid: (h, w) patches.
+        void: of pixels without a label.
+
+    Returns:
+        [h, w] int64; 255 where most pixels have no label.
+    """
+    size = (grid[1] * PIXELS, grid[0] * PIXELS)
+    pixels = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))).long()
+    cells = pixels.reshape(grid[0], PIXELS, grid[1], PIXELS).permute(0, 2, 1, 3).flatten(2)
+    labels = one_hot(cells, VOID + 1).sum(dim=2).argmax(dim=-1)
+    return labels.where(labels != void, VOID)

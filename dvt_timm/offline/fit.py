@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attach import uncompiled
+from .._util.modules import uncompiled
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .mean import MeanSolver
 from .neural_field import NeuralFieldSolver

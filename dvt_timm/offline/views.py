@@ -24,17 +24,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
+from .._util.modules import uncompiled
 from .._util.threads import made_ahead
-from ..attach import uncompiled
-from ..models import plain_intermediates
-from ..positions import SIDES, PositionWindows, sample_position_windows, under_windows
+from ..cleaned import plain_intermediates
+from ..positions import SIDES, WHOLE, PositionWindows, sample_position_windows, under_windows
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
 from .windows import SHIFT, ZOOM, sample_windows
 
 Kind = Literal["jitter", "crops", "positions", "jitter+positions"]
 DEFAULT_VIEWS = {"jitter": 24, "crops": 768, "positions": 8, "jitter+positions": 24}
-WHOLE = [0.0, 0.0, 1.0, 1.0]
 MOST_ZOOM = 4  # sides of an image that a view may show
 
 
@@ -173,7 +172,7 @@ def sample_views(
         model=model,
         image=image,
         windows=windows,
-        positions=_position_windows(num_views, seed, sides) if moves_positions(kind) else None,
+        positions=sample_position_windows(num_views, seed, sides=sides).with_plane() if moves_positions(kind) else None,
         xy=patch_xy(windows, *places).to(features_device(model)),
         preprocessing=preprocessing,
         size=pixels,
@@ -242,13 +241,6 @@ def check_arguments(
 def moves_positions(kind: str) -> bool:
     """Whether views of a kind move the position embedding."""
     return kind.endswith("positions")
-
-
-def _position_windows(num_views: int, seed: int, sides: tuple[float, float]) -> PositionWindows:
-    """Draw windows and, last, take the whole plane."""
-    drawn = sample_position_windows(num_views, seed, sides=sides)
-    whole = torch.tensor([WHOLE], dtype=drawn.boxes.dtype)
-    return PositionWindows(torch.cat([drawn.boxes, whole]), torch.cat([drawn.mirrored, torch.tensor([False])]))
 
 
 def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from .._util.errors import warn_caller
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha1s_of, write_json
-from ..attach import uncompiled
+from .._util.modules import uncompiled
 from ..checkpoints.heads import load_head, save_head
 from ..checkpoints.models import save_model
 from ..checkpoints.tensors import kind_of, read_config

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .._util.images import preprocessing_of
 from ..attach import undenoise
 from ..checkpoints.models import save_model
-from ..models import DenoisedEva, DenoisedVisionTransformer, plain_intermediates
+from ..cleaned import plain_intermediates
+from ..models import DenoisedEva, DenoisedVisionTransformer
 from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size

@@ -42,6 +42,27 @@ def test_features_are_the_models_own(run: Callable[..., int], tmp_path: Path, ca
         torch.testing.assert_close(maps["raw"], plain.forward_features(pixels)[0, 1:].reshape(4, 6, 384))
 
 
+def test_without_a_head(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    assert run(saved(tmp_path / "a.png"), "--positions", 2) == 0
+    maps = load_file(tmp_path / "out/a.safetensors")
+    model = timm.create_model(DEMO, pretrained=True, num_classes=0, denoiser={"positions": 2}).eval()
+    preprocessing = images.preprocessing_of(model, 56)
+    expected = results.maps_of(model, preprocessing.to_tensor(preprocessing.resize(picture())))
+    assert maps.keys() == expected.keys()
+    for name, fmap in expected.items():
+        torch.testing.assert_close(maps[name], fmap)
+    metadata = metadata_of(tmp_path / "out/a.safetensors")
+    assert metadata["positions"] == "2"
+    assert "head_sha256" not in metadata
+    capsys.readouterr()
+    assert run("a.png", "--positions", 3) == 0  # other options are done anew
+    assert metadata_of(tmp_path / "out/a.safetensors")["positions"] == "3"
+    head = dvt_timm.save_head(timm.create_model(DEMO, pretrained=True), tmp_path / "head")
+    capsys.readouterr()
+    assert run("a.png", "--positions", 3, "--weights", head) == 2
+    assert "--positions takes the place of a head" in capsys.readouterr().err
+
+
 def test_a_single_patch_has_a_panel(run: Callable[..., int], tmp_path: Path) -> None:
     assert run(saved(tmp_path / "a.png"), size="1") == 0
     assert load_file(tmp_path / "out/a.safetensors")["raw"].shape == (1, 1, 384)

@@ -1,5 +1,6 @@
 """The examples run as they are, without a network."""
 
+import json
 import os
 import subprocess
 import sys
@@ -119,23 +120,45 @@ def test_heads_benchmark(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["cat.png", "puppy.png"]
 
 
+def random_photo(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((160, 120)).save(path)
+
+
+def label_map(path: Path, labels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
 @pytest.mark.slow
-def test_planted_network_benchmark(tmp_path: Path) -> None:
-    """On three frames of two classes, in CamVid's layout: that it runs, and goes on."""
+def test_denoising_benchmark(tmp_path: Path) -> None:
+    """On a few pictures in each benchmark's own layout: that every measure runs, and goes on."""
+    rows = np.indices((120, 160))[1]
     for split, count in (("train", 2), ("val", 1)):
-        for folder in (split, f"{split}annot"):
-            (tmp_path / folder).mkdir()
         for i in range(count):
-            pixels = np.random.default_rng(i).integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((160, 120)).save(tmp_path / split / f"{i}.png")
-            Image.fromarray((np.indices((120, 160))[1] > 80).astype(np.uint8)).save(tmp_path / f"{split}annot/{i}.png")
-    script, few = "examples/benchmarks/planted_network.py", ["--train", "2", "--test", "1", "--size", "112"]
-    options = ["--camvid", str(tmp_path), "--cache", str(tmp_path / "cache"), "--rows", "positions:2", "head", *few]
-    output = run(script, *options, "--draws", "0", "1", "--seeds", "0")
-    assert output.count("| 0 | raw |") == output.count("| 0 | positions:2 |") == output.count("| none | head |") == 2
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert run(script, *options, "--draws", "0", "1", "--seeds", "0") == output
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+            random_photo(tmp_path / "camvid" / split / f"{i}.png", i)
+            label_map(tmp_path / f"camvid/{split}annot/{i}.png", rows > 80)
+    for i in range(2):
+        random_photo(tmp_path / f"voc/JPEGImages/{i}.jpg", i)
+        label_map(tmp_path / f"voc/SegmentationClass/{i}.png", 8 * (rows < 20))
+        random_photo(tmp_path / f"spair/JPEGImages/cat/{i}.jpg", i)
+    pair = {"src_imname": "0.jpg", "trg_imname": "1.jpg", "category": "cat", "trg_bndbox": [0, 0, 160, 120]}
+    pair |= {"src_kps": [[10, 20], [100, 60]], "trg_kps": [[12, 20], [90, 60]]}
+    (tmp_path / "spair/PairAnnotation/test").mkdir(parents=True)
+    (tmp_path / "spair/PairAnnotation/test/0.json").write_text(json.dumps(pair))
+    names = ["jitter:2", "jitter:4", "jitter:4/mean", "jitter:4/slow3+smooth8", "positions@0.3:2", "head"]
+    names.append("head:weights/demo/head.safetensors")
+    few = ["--size", "112", "--train", "2", "--test", "1", "--fit", "1", "--leak-test", "1", "--rows", *names]
+    for measure, data in (("planted", "camvid"), ("backdrops", "voc"), ("keypoints", "spair"), ("leakage", "photos")):
+        folder = ROOT / "examples/data" if data == "photos" else tmp_path / data
+        options = [f"--{data}", str(folder), "--cache", str(tmp_path / "cache"), *few]
+        output = run("examples/benchmarks/denoising.py", measure, *options)
+        assert all(f"| {name} |" in output for name in names)
+        assert output.count("| raw |") == (0 if measure == "planted" else 1)
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+        assert run("examples/benchmarks/denoising.py", measure, *options) == output
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ Letters: N photos, h x w patches, C channels, K labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .._util.modules import uncompiled
 from ..features import feature_maps, preprocess
 from .estimates import Estimate, mean_iou_over, mean_over
 from .planting import Kind, artifact_left, distance_to_truth, plant
@@ -75,10 +75,11 @@ class Planted:
 
 
 def raw_maps(model: Any, photos: Sequence[Image.Image]) -> Iterable[Tensor]:
-    """Compute the raw map [h, w, C] of every photo, at the model's own size."""
+    """Compute the raw map [h, w, C] of every photo, its shorter side of the size that the model was built for."""
+    size = min(uncompiled(model).patch_embed.img_size)
     for photo in photos:
         with torch.inference_mode():
-            yield feature_maps(model, preprocess(model, photo)).raw[0].permute(1, 2, 0)
+            yield feature_maps(model, preprocess(model, photo, size)).raw[0].permute(1, 2, 0)
 
 
 def planted(
@@ -132,18 +133,11 @@ def planted(
 
     def maps(name: str, method: Method) -> dict[int | None, list[Tensor]]:
         """The maps of all photos by the seed of the plant, None for none."""
-        by_seed = {}
-        for seed in (None, *seeds):
-            described = f"{name}, {'nothing planted' if seed is None else f'plant {seed}'}"
-            with nullcontext() if seed is None else plant(model, kind, strength, seed):
-                bar = tqdm(
-                    method(model, photos), described, len(photos), leave=False, disable=None if progress else True
-                )
-                by_seed[seed] = [fmap.detach().float().cpu() for fmap in bar]
-            if len(by_seed[seed]) != len(photos):
-                raise ValueError(
-                    f"{name} gave {len(by_seed[seed])} maps of {len(photos)} photos; one of each is needed"
-                )
+        by_seed: dict[int | None, list[Tensor]] = {}
+        by_seed[None] = maps_by(method, model, photos, f"{name}, nothing planted", progress)
+        for seed in seeds:
+            with plant(model, kind, strength, seed):
+                by_seed[seed] = maps_by(method, model, photos, f"{name}, plant {seed}", progress)
         return by_seed
 
     before = maps("raw", raw)
@@ -154,6 +148,23 @@ def planted(
         if finished is not None:
             finished(name, results[name])
     return results
+
+
+def maps_by(
+    method: Method, model: Any, photos: Sequence[Image.Image], name: str, progress: bool = False
+) -> list[Tensor]:
+    """Compute the maps of all photos by a method: [h, w, C] each, float32 on the CPU.
+
+    Raises:
+        ValueError: if it gives more or fewer maps than there are photos, or one that is no map.
+    """
+    bar = tqdm(method(model, photos), name, len(photos), leave=False, disable=None if progress else True)
+    maps = [fmap.detach().float().cpu() for fmap in bar]
+    if len(maps) != len(photos):
+        raise ValueError(f"{name}: {len(maps)} maps of {len(photos)} photos; the method must give one of each")
+    if any(fmap.ndim != 3 for fmap in maps):
+        raise ValueError(f"{name}: maps must be [h, w, C], got {sorted({tuple(fmap.shape) for fmap in maps})[:3]}")
+    return maps
 
 
 Confusions = dict[str, Tensor]  # probe -> [N, K, K]

@@ -7,8 +7,11 @@ Rows are
     KIND:VIEWS                   F of stage 1 with so many views of a kind, by the solver that goes with it
     KIND@SHIFT:VIEWS             with jitter's shift, or positions' shortest side
     KIND:VIEWS/mean              the mean of the aligned views
-    KIND:VIEWS/slowN             the closed form with a G that holds none of its N slowest waves a side
-    KIND:VIEWS/ridgeN            the closed form with a prior on G: N times the views' weight pulls it to 0
+    KIND:VIEWS/OPTIONS           the closed form with, joined by +,
+        slowN                    a G that holds none of its N slowest waves a side
+        ridgeN                   a prior on G: N times the views' weight pulls it to 0
+        without                  no G at all
+        smoothN                  N times the smoothness
 
 All rows of one kind come from one set of views, the first ones of those of the row with most. Maps are kept on disk by
 what they depend on, the planted position embedding included, so that a run that was stopped goes on.
@@ -30,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm.offline import LeastSquaresSolver, MeanSolver, Views, sample_views
+from dvt_timm.offline import MeanSolver, Views, sample_views
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.normal_equations import Layout, data_matrix, factorized
 from dvt_timm.offline.run import fingerprint
@@ -148,16 +151,19 @@ def way(row: Row, xy: Tensor) -> Callable[[Views], Tensor]:
         return lambda views: MeanSolver().fit(views).semantics
     if row.way == "mean":
         return aligned_mean
-    if row.way is None:
-        prepared = LeastSquaresSolver().prepare(xy)
-        return lambda views: prepared.fit(views).semantics
-    name, number = row.way.rstrip("0123456789."), float(row.way.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    options = dict(re.findall(r"([a-z]+)([0-9.]*)", row.way or ""))
     h, w = xy.shape[1:3]
-    if name == "slow":
-        return with_prior(xy, waves(h, w, int(number)), 1.0)
-    if name == "ridge":
-        return with_prior(xy, waves(h, w, max(h, w)), number / (1 + number))
-    raise SystemExit(f"{row.way} is no way to solve; see the top of rows.py")
+    modes, share = waves(h, w, int(options.pop("slow", 1))), 1.0
+    if "ridge" in options:
+        prior = float(options.pop("ridge"))
+        modes, share = waves(h, w, max(h, w)), prior / (1 + prior)
+    if "without" in options:
+        options.pop("without")
+        modes = waves(h, w, max(h, w))
+    smoothness = float(options.pop("smooth", 1))
+    if options:
+        raise SystemExit(f"{row.way} is no way to solve; see the top of rows.py")
+    return with_prior(xy, modes, share, smoothness)
 
 
 def waves(h: int, w: int, most: int) -> Tensor:
@@ -169,14 +175,20 @@ def waves(h: int, w: int, most: int) -> Tensor:
     return both / both.norm(dim=0)
 
 
-def with_prior(xy: Tensor, modes: Tensor, share: float) -> Callable[[Views], Tensor]:
-    """The closed form with a prior on G: of its part along `modes` [P, k], `share` is given to F (1: all)."""
+def with_prior(xy: Tensor, modes: Tensor, share: float, smoothness: float) -> Callable[[Views], Tensor]:
+    """The closed form with a prior on G: of its part along `modes` [P, k], `share` is given to F (1: all).
+
+    Only F at the patches of the whole image is wanted, which is one product with the sides of the system.
+    """
     layout = Layout(xy.flatten(1, 2), (2 * xy.shape[1] + 1, 2 * xy.shape[2] + 1))
     V, P = layout.xy.shape[:2]
     along = modes.T @ layout.per_patch  # [k, K]
-    solve = factorized(data_matrix(layout) + share / V * along.T @ along, layout.nodes, 1.0)
+    solve = factorized(data_matrix(layout) + share / V * along.T @ along, layout.nodes, smoothness)
+    places = Basis.at(xy[-1].reshape(-1, 2), layout.nodes, torch.float64).dense()  # [P, K]
+    level = layout.per_view.sum(dim=0) / (V * P)
+    read = solve((places - level).T).T.float()  # [P, K]
     over_views, over_patches = layout.per_patch.float(), layout.per_view.float()
-    basis, last = layout.basis.to(torch.float32), Basis.at(xy[-1].reshape(-1, 2), layout.nodes, torch.float32)
+    basis = layout.basis.to(torch.float32)
 
     def fit(views: Views) -> Tensor:
         y = views.features.flatten(1, 2)
@@ -185,8 +197,6 @@ def with_prior(xy: Tensor, modes: Tensor, share: float) -> Callable[[Views], Ten
         per_patch, per_view, total = y.mean(dim=0), y.mean(dim=1), y.mean(dim=(0, 1))
         sides = basis.scatter(y.flatten(0, 1)) - over_views.T @ (per_patch - total) - over_patches.T @ per_view
         sides += share * (along.T @ (modes.T @ per_patch.double())).float()
-        semantics = solve(sides)
-        semantics += reference + (per_view - over_patches @ semantics / P).mean(dim=0)
-        return last.read(semantics).reshape(*xy.shape[1:3], -1)
+        return (read @ sides + reference + total).reshape(*xy.shape[1:3], -1)
 
     return fit

@@ -57,6 +57,8 @@ for twin in (mine, again):
 assert torch.equal(plain.denoiser.pos_embed, model.denoiser.pos_embed)
 assert "vit_small_patch14_dinov2.dvt_mine" in dvt_timm.list_variants(filter="*dinov2*")
 assert picture.ndim == 3 and picture.dtype == "uint8"
+assert [fmap.shape for fmap in every] == 12 * [(1, 384, 16, 16)]
+assert type(ours) is dvt_timm.AveragedVisionTransformer
 """,
     "docs/hub.md": """
 assert commit.oid

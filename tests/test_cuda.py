@@ -46,6 +46,16 @@ def test_a_denoised_model(name: str) -> None:
     assert distance(rough.float(), expected) < 5e-2
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2.dvt_demo", "eva02_tiny_patch14_224"])
+def test_means_over_positions(name: str) -> None:
+    model = timm.create_model(name, pretrained="demo" in name, denoiser={"positions": 3}, num_classes=0).eval()
+    pixels = images(112, 140)
+    with torch.no_grad():
+        expected = model.forward_features(pixels)
+        measured = model.to("cuda").forward_features(pixels.to("cuda"))
+    assert distance(measured, expected) < 1e-3
+
+
 @pytest.mark.parametrize("density", [2.0, 12.0])  # a dense factor, conjugate gradients
 def test_the_closed_form(density: float) -> None:
     on_cpu, on_gpu = (LeastSquaresSolver(density=density).fit(random_views(device)) for device in ("cpu", "cuda"))

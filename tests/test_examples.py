@@ -159,6 +159,10 @@ def test_denoising_benchmark(tmp_path: Path) -> None:
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
         assert run("examples/benchmarks/denoising.py", measure, *options) == output
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+    run("examples/benchmarks/denoising.py", "pictures", *options, "--out", str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("cat-plant-0.png", "cat.png", "puppy-plant-0.png", "puppy.png")
+    ]
 
 
 @pytest.mark.slow

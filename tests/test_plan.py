@@ -17,7 +17,7 @@ from dvt_timm.checkpoints import heads
 from dvt_timm.factory import request_of
 from dvt_timm.hub import client
 from dvt_timm.manifest import Embedded, Own, Published
-from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, Plan, Request, Shape, plan_of
+from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, Plan, Positions, Request, Shape, plan_of
 
 SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
 HEAD = random_head(384)
@@ -60,6 +60,8 @@ OVERLAY = {"pretrained_cfg_overlay": FILE}
         ((SMALL, None, True, {"denoiser": "hf-hub:me/head"}), "base", Own("hf-hub:me/head"), "no"),
         ((SMALL, None, False, {"denoiser": HELD}), "random", Shape((5, 4), 2), "no"),
         ((SMALL, None, True, {"denoiser": HELD}), "base", Shape((5, 4), 2), "no"),
+        ((SMALL, None, True, {"denoiser": {"positions": 8}}), "base", Positions(8), "no"),
+        ((SMALL, "dvt", False, {"denoiser": {"positions": 8}}), "random", Positions(8), "no"),
         # weights of one's own, which may hold a head
         ((SMALL, "dvt", True, OVERLAY), "own", Published, "maybe"),
         (

@@ -4,6 +4,7 @@
     python examples/benchmarks/denoising.py backdrops --voc DIR --rows ...
     python examples/benchmarks/denoising.py keypoints --spair DIR --rows ...
     python examples/benchmarks/denoising.py leakage --photos DIR --rows ...
+    python examples/benchmarks/denoising.py pictures --photos DIR --rows ... --out DIR
 
 planted    the plaid of `evaluate.plant`, three times the spread of the position embedding, is planted in the embedded
            backbone; what it gives without is the truth. On random windows of CamVid frames: the share of the artifact
@@ -13,6 +14,7 @@ backdrops  objects of VOC on grounds of one color, and on fine noise: variance o
            from the object, over that of the photos' raw maps
 keypoints  SPair-71k's pairs: share of key points whose nearest patch lies within .1 of the object's box (PCK@.10), mean
            over pairs
+pictures   panels of every photo, as it is and with a plaid planted: raw features, the rows, and the truth
 leakage    R2 with which a linear probe reads a patch's x, y and their distances to the center, on photos it was not
            fitted on
 
@@ -36,7 +38,8 @@ from rows import RAW, Rows
 from stage1_downstream import TEST_FRAMES, TRAIN_FRAMES, VOID, frames, print_places
 from tqdm import tqdm
 
-from dvt_timm._util.images import read_image
+from dvt_timm import viz
+from dvt_timm._util.images import images_in, read_image, save_picture
 from dvt_timm.evaluate import (
     Estimate,
     Planted,
@@ -44,6 +47,7 @@ from dvt_timm.evaluate import (
     far_patches,
     match_points,
     patch_labels,
+    plant,
     planted,
     position_leakage,
 )
@@ -153,6 +157,22 @@ def measure_leakage(rows: Rows, arguments: argparse.Namespace) -> None:
     print_places(table)
 
 
+def measure_pictures(rows: Rows, arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in images_in(arguments.photos):
+        image = read_image(path)
+        names = dict.fromkeys((RAW, *arguments.rows))
+        shown = np.asarray(image.resize((rows.size, rows.size)))
+        truth = rows(RAW, image)
+        sheets = {path.stem: {name: rows(name, image) for name in names}}
+        for seed in arguments.plants:
+            with plant(rows.model, seed=seed):
+                sheets[f"{path.stem}-plant-{seed}"] = {"truth": truth, **{name: rows(name, image) for name in names}}
+        for name, maps in sheets.items():
+            save_picture(viz.feature_panel(shown, maps), arguments.out / f"{name}.png")
+            print(arguments.out / f"{name}.png", flush=True)
+
+
 class Table:
     """Rows of estimates, printed as they come; then what each is more than the first."""
 
@@ -182,6 +202,7 @@ MEASURES: dict[str, tuple[str, Callable[[Rows, argparse.Namespace], None]]] = {
     "backdrops": ("voc", measure_backdrops),
     "keypoints": ("spair", measure_keypoints),
     "leakage": ("photos", measure_leakage),
+    "pictures": ("photos", measure_pictures),
 }
 
 
@@ -202,6 +223,7 @@ def main() -> None:
     parser.add_argument("--leak-test", type=int, default=30, help="photos that test it")
     parser.add_argument("--size", type=int, default=518, help="pixels")
     parser.add_argument("--autocast", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="of pictures")
     parser.add_argument("--cache", type=Path, default=Path("denoising-cache"))
     arguments = parser.parse_args()
     folder, measure = MEASURES[arguments.measure]

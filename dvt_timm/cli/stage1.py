@@ -14,7 +14,7 @@ KINDS = ("jitter", "crops", "positions", "jitter+positions")
 OPTIONS = (
     *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch", "autocast"),
     *("zoom", "shift", "sides"),
-    *("solver", "smoothness", "density", "field_steps"),
+    *("solver", "smoothness", "density", "prior_views", "field_steps"),
 )
 
 
@@ -95,6 +95,12 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
         "--density", type=float, metavar="X", help="nodes of the closed form's F per patch and direction (default: 2)"
     )
     solver.add_argument(
+        "--prior-views",
+        type=float,
+        metavar="X",
+        help="pull the closed form's G to 0, as much as so many views without artifact (default: 0, as published)",
+    )
+    solver.add_argument(
         "--field-steps", type=positive, metavar="N", help="steps that fit the neural field (default: 25,000)"
     )
 
@@ -108,10 +114,11 @@ def _smoothness(text: str) -> float | str:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise CommandError where an option is of the other solver."""
-    closed = arguments.smoothness is not None or arguments.density is not None
     solver = _solver_name(arguments)
-    if closed and solver != "least-squares":
-        raise CommandError("--smoothness and --density are of --solver least-squares; leave them out, or choose that")
+    for option in ("smoothness", "density", "prior_views"):
+        if getattr(arguments, option) is not None and solver != "least-squares":
+            name = option.replace("_", "-")
+            raise CommandError(f"--{name} is of --solver least-squares; leave it out, or choose that")
     if arguments.field_steps is not None and solver != "neural-field":
         raise CommandError("--field-steps is of --solver neural-field; leave it out, or choose that")
     for option in ("zoom", "shift"):
@@ -167,7 +174,8 @@ def solver_of(arguments: argparse.Namespace) -> Solver:
         return MeanSolver()
     if name == "neural-field":
         return NeuralFieldSolver(seed=arguments.seed, progress=True, **_given(num_steps=arguments.field_steps))
-    return LeastSquaresSolver(**_given(density=arguments.density, smoothness=arguments.smoothness))
+    options = {name: getattr(arguments, name) for name in ("density", "smoothness", "prior_views")}
+    return LeastSquaresSolver(**_given(**options))
 
 
 def _given(**options: Any) -> dict[str, Any]:

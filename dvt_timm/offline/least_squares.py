@@ -1,9 +1,10 @@
 """Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
 
-`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`, with G and o of mean 0. How it
-is solved: `normal_equations`. The constant per view is ours, not the paper's: every view shifts all of its features a
-little, with its scale and its context. That they have mean 0 puts F on the level that the views agree on, which tells
-images apart better than that of the whole image, one view among them.
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2 + kappa ||G||^2`, with G and o of
+mean 0. How it is solved: `normal_equations`. The prior on G is ours: without it F and G share slow gradients, and a
+slope in one is undone in the other. So is the constant per view: every view shifts all of its features a little, with
+its scale and its context. That they have mean 0 puts F on the level that the views agree on, which tells images apart
+better than that of the whole image, one view among them.
 
 Letters: V views, P = h * w patches, K = R_y * R_x nodes of F, C channels.
 """
@@ -150,15 +151,19 @@ class PreparedSolver:
         per_patch, per_view = sums.patches / V, torch.cat(sums.views)
         total = per_view.mean(dim=0)
         over_views, over_patches = self.layout.per_patch.to(sums.dtype), self.layout.per_view.to(sums.dtype)
-        sides = sums.field - over_views.T @ (per_patch - total) - over_patches.T @ per_view
+        share = self.layout.share
+        sides = sums.field - share * (over_views.T @ (per_patch - total)) - over_patches.T @ per_view
         field = self.solve(sides)  # [K, C]
-        power = sums.power - float(
-            V * per_patch.double().square().sum() + P * (per_view - total).double().square().sum()
-        )
-        error = power - float((field.double() * sides).sum()) - self.smoothness * self._roughness(field)
-
         artifact = per_patch - over_views @ field / V
-        artifact = (artifact - artifact.mean(dim=0)).reshape(sums.grid)
+        artifact = share * (artifact - artifact.mean(dim=0))
+
+        shared = V * float((per_patch - total).double().square().sum())  # of all views, by patch
+        power = sums.power - shared - P * float(per_view.double().square().sum())
+        cost = power + (1 - share) * shared - float((field.double() * sides).sum())
+        prior = (self.layout.weight - V) * float(artifact.double().square().sum())
+        error = cost - self.smoothness * self._roughness(field) - prior
+
+        artifact = artifact.reshape(sums.grid)
         field = field + sums.reference + (per_view - over_patches @ field / P).mean(dim=0)  # so that o has mean 0
         semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
         semantics = semantics_at(xy[-1]).reshape(sums.grid)
@@ -167,6 +172,7 @@ class PreparedSolver:
             "num_views": V,
             "nodes": list(self.layout.nodes),
             "smoothness": self.smoothness,
+            "prior_views": self.layout.weight - V,
             "unexplained": max(error, 0.0) / power if power > 0 else 0.0,
         }
         return Decomposition(sums.last, semantics, artifact, sums.last - semantics - artifact, stats, semantics_at)
@@ -178,13 +184,15 @@ class PreparedSolver:
 
 @dataclass(frozen=True)
 class LeastSquaresSolver:
-    """Stage 1 in closed form: `min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2`.
+    """Stage 1 in closed form: `min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2 +
+    kappa ||G||^2`.
 
     F lives on a grid of nodes, bilinear in between; G and the constants o of the views have mean 0.
 
     Attributes:
         density: nodes of F per patch, in each direction, 0.5..16.
         smoothness: lambda, over 0 and below 1e6; or "auto": of a few values the one that predicts held-out views best.
+        prior_views: kappa, 0..1e6: as much as so many views without any artifact, G is pulled to 0; 0 for the paper's.
 
     Raises:
         ValueError: on values out of range.
@@ -192,10 +200,13 @@ class LeastSquaresSolver:
 
     density: float = 2.0
     smoothness: float | Literal["auto"] = 1.0
+    prior_views: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.density, int | float) and 0.5 <= self.density <= 16):
             raise ValueError(f"density must be 0.5..16 nodes per patch, got {self.density!r}")
+        if not (isinstance(self.prior_views, int | float) and 0 <= self.prior_views <= 1e6):
+            raise ValueError(f"prior_views must be 0..1e6, got {self.prior_views!r}")
         if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
             raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
 
@@ -251,7 +262,7 @@ class LeastSquaresSolver:
     def _candidates(self, xy: Tensor, grid: tuple[int, ...], values: Iterable[float]) -> Iterator[PreparedSolver]:
         """Prepare one solver per smoothness; xy: [V, P, 2]."""
         _check_places(xy)
-        layout = Layout(xy, self._nodes(grid))
+        layout = Layout(xy, self._nodes(grid), self.prior_views)
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
             solve = conjugate_gradients(layout, value) if matrix is None else factorized(matrix, layout.nodes, value)

@@ -2,12 +2,13 @@
 
 In the least-squares sense, for all views v and patches p: B_vp F + G_p + o_v = y_vp. Every view has every patch, so
 that G (a value per patch) and o (a value per view) are a balanced two-way layout: to eliminate both is to take the
-means over views and over patches off the rest. With Q for that projection, F solves
+means over views and over patches off the rest. With Q for that, F solves
 
     (B^T Q B + lambda L) F = B^T Q y,      F^T L F: squared differences of neighboring nodes, added up
 
-for all channels at once. The matrix depends on the places of the patches only. It cannot tell F + c from F, since G - c
-fits as well; the solution has mean 0.
+for all channels at once. With a prior that pulls G to 0 as kappa views without artifact would, only V / (V + kappa) of
+the means over views are taken off. The matrix depends on the places of the patches only. It cannot tell F + c from F,
+since G - c fits as well; the solution has mean 0.
 
 Letters: V views, P = h * w patches, K = R_y * R_x nodes, C channels.
 """
@@ -31,15 +32,21 @@ Solve = Callable[[Tensor], Tensor]  # right-hand sides [K, C] -> F [K, C]
 class Layout:
     """Where all patches of all views lie, and sums of the rows of B over views and over patches."""
 
-    def __init__(self, xy: Tensor, nodes: tuple[int, int]) -> None:
-        """Take xy [V, P, 2] in [0, 1], image frame, and the nodes (R_y, R_x) of F."""
+    def __init__(self, xy: Tensor, nodes: tuple[int, int], prior_views: float = 0.0) -> None:
+        """Take xy [V, P, 2] in [0, 1], image frame, the nodes (R_y, R_x) of F, and kappa."""
         self.xy, self.nodes = xy, nodes
+        self.weight = len(xy) + prior_views  # of a value of G
         self.num_nodes = nodes[0] * nodes[1]
         self.basis = Basis.at(xy.flatten(0, 1), nodes, torch.float64)
         V, P = xy.shape[:2]
         row = torch.arange(V * P, device=xy.device)
         self.per_patch = self._summed(row % P, P)  # [P, K] over views
         self.per_view = self._summed(row // P, V)  # [V, K] over patches
+
+    @property
+    def share(self) -> float:
+        """V / (V + kappa): how much of the mean over views, less F, is G."""
+        return len(self.xy) / self.weight
 
     @property
     def is_dense(self) -> bool:
@@ -55,16 +62,16 @@ class Layout:
 
 def data_matrix(layout: Layout) -> Tensor:
     """Compute B^T Q B as a dense matrix [K, K], float64."""
-    V, P = layout.xy.shape[:2]
+    P = layout.xy.shape[1]
     K, basis = layout.num_nodes, layout.basis
     flat = torch.zeros(K * K, dtype=torch.float64, device=layout.xy.device)
     for i in range(4):
         weight = basis.weight * basis.weight[:, i : i + 1]
         flat.scatter_add_(0, (basis.index * K + basis.index[:, i : i + 1]).flatten(), weight.flatten())
     matrix, total = flat.reshape(K, K), layout.per_view.sum(dim=0)
-    matrix.addmm_(layout.per_patch.T, layout.per_patch, alpha=-1 / V)
+    matrix.addmm_(layout.per_patch.T, layout.per_patch, alpha=-1 / layout.weight)
     matrix.addmm_(layout.per_view.T, layout.per_view, alpha=-1 / P)
-    return matrix.addr_(total, total, alpha=1 / (V * P))
+    return matrix.addr_(total, total, alpha=1 / (layout.weight * P))
 
 
 def factorized(matrix: Tensor, nodes: tuple[int, int], smoothness: float) -> Solve:
@@ -92,14 +99,14 @@ def left_out(layout: Layout, solve: Solve, view: int) -> Tensor:
     the view's rows and M is the system's matrix; F then changes by `-M^-1 R d`, and its level, the mean of the other
     views', with it.
     """
-    V, P = layout.xy.shape[:2]
+    V, P, weight = *layout.xy.shape[:2], layout.weight
     rows = Basis.at(layout.xy[view], layout.nodes, torch.float64).dense()  # [P, K]
     per_patch, per_view = (sums.to_dense() for sums in (layout.per_patch, layout.per_view))
     total = per_view.sum(dim=0)
-    R = (rows - per_patch / V - per_view[view] / P + total / (V * P)).T
+    R = (rows - per_patch / weight - per_view[view] / P + total / (weight * P)).T
     response = solve(R)
-    S = -(R.T @ response) + 1 / (V * P)  # which leaves open what is the same for all patches of the view
-    S.diagonal().add_(1 - 1 / V)
+    S = -(R.T @ response) + 1 / (weight * P)  # which leaves open what is the same for all patches of the view
+    S.diagonal().add_(1 - 1 / weight)
     others = (total - per_view[view]) / ((V - 1) * P)
     return torch.linalg.solve(S, (rows - others) @ response, left=False)
 
@@ -116,11 +123,11 @@ def conjugate_gradients(layout: Layout, smoothness: float) -> Solve:
 
     def solve(sides: Tensor) -> Tensor:
         basis = bases[sides.dtype]
-        diagonal = (power * (1 - 1 / V) + 4 * smoothness).to(sides.dtype)
+        diagonal = (power * (1 - 1 / layout.weight) + 4 * smoothness).to(sides.dtype)
 
         def apply(field: Tensor) -> Tensor:  # [K, c] -> [K, c]
             table = basis.read(field).reshape(V, P, -1)
-            table = table - table.mean(dim=0)
+            table = table - layout.share * table.mean(dim=0)
             table -= table.mean(dim=1, keepdim=True)
             rough = roughness_gradient(field.reshape(*layout.nodes, -1)).flatten(0, 1)
             return basis.scatter(table.flatten(0, 1)) + smoothness * rough

@@ -83,7 +83,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
     photos(tmp_path / "photos", 1)
     options = ["--kind", "crops", "--seed", "3", "--layer", "-2", "--keep-aspect", "--edge-to-edge", "--view-pairs=2"]
     options += ["--autocast", "bfloat16"]
-    assert run("photos", *options, "--smoothness", "1.5", "--density", "1") == 0
+    assert run("photos", *options, "--smoothness", "1.5", "--density", "1", "--prior-views", "4") == 0
     settings = open_store(tmp_path / "dvt-store").settings
     assert settings["views"] == {
         "kind": "crops",
@@ -96,7 +96,7 @@ def test_options_reach_views_and_solver(run: Callable[..., int], tmp_path: Path)
         "autocast": "bfloat16",
     }
     assert open_store(tmp_path / "dvt-store").num_pairs == 3
-    assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5)"
+    assert settings["solver"] == "LeastSquaresSolver(density=1.0, smoothness=1.5, prior_views=4.0)"
     assert open_store(tmp_path / "dvt-store").clean(0).shape == (4, 5, 384)
     assert run("photos", "--solver", "neural-field", "--field-steps", "10", "--out", "neural") == 0
     assert open_store(tmp_path / "neural").entries[0].stats["loss_curve"][-1]["step"] == 9
@@ -258,7 +258,7 @@ def test_views_that_move_the_positions(
         (["--kind", "positions", "--shift", "0.5"], "--shift is of --kind jitter"),
         (["--kind", "crops", "--zoom", "0.5", "1"], "--zoom is of --kind jitter"),
         (["--sides", "0.5", "1"], "--sides is of --kind positions"),
-        (["--kind", "positions", "--density", "2"], "--smoothness and --density are of --solver least-squares"),
+        (["--kind", "positions", "--density", "2"], "--density is of --solver least-squares"),
         (["--kind", "positions", "--solver", "least-squares"], "do not go with LeastSquaresSolver"),
         (["--solver", "mean"], "MeanSolver() is for positions"),
         (["--shift", "7"], "shift must be 0..1"),

@@ -7,11 +7,11 @@ import torch
 from planting import DIM, batches, normal, places, planted
 from torch import Tensor
 
-from dvt_timm.offline import LeastSquaresSolver, Views, normal_equations
+from dvt_timm.offline import LeastSquaresSolver, Views, normal_equations, unexplained
 from dvt_timm.offline.grid_field import Basis, GridField
 
 
-def by_lstsq(views: Views, nodes: tuple[int, int], smoothness: float) -> tuple[Tensor, Tensor]:
+def by_lstsq(views: Views, nodes: tuple[int, int], smoothness: float, prior_views: float) -> tuple[Tensor, Tensor]:
     """F at the whole image's patches and G, from the written-out problem."""
     V, h, w, C = views.features.shape
     P, K = h * w, nodes[0] * nodes[1]
@@ -27,9 +27,16 @@ def by_lstsq(views: Views, nodes: tuple[int, int], smoothness: float) -> tuple[T
     gauge[0, K : K + P], gauge[1, K + P :] = 1, 1  # G and o have mean 0
     data = torch.cat([field, patch, view], dim=1)
     rough = torch.cat([rough, torch.zeros(len(rough), P + V, dtype=torch.float64)], dim=1)
-    sides = torch.cat([views.features.reshape(-1, C), torch.zeros(len(rough) + 2, C, dtype=torch.float64)])
-    solution = torch.linalg.lstsq(torch.cat([data, rough, gauge]), sides, driver="gelsd").solution
+    prior = prior_views**0.5 * torch.eye(K + P + V, dtype=torch.float64)[K : K + P]
+    sides = torch.cat([views.features.reshape(-1, C), torch.zeros(len(rough) + P + 2, C, dtype=torch.float64)])
+    solution = torch.linalg.lstsq(torch.cat([data, rough, prior, gauge]), sides, driver="gelsd").solution
     return (field[-P:] @ solution[:K]).reshape(h, w, C), solution[K : K + P].reshape(h, w, C)
+
+
+def by_means(views: Views) -> float:
+    """What G and o leave over of the views without an F."""
+    rest = views.features - views.features.mean(dim=0)
+    return float((rest - rest.mean(dim=(1, 2), keepdim=True)).square().sum())
 
 
 def test_planted_answer_is_recovered() -> None:
@@ -45,14 +52,18 @@ def test_planted_answer_is_recovered() -> None:
 
 @pytest.mark.parametrize("kind", ["crops", "jitter"])
 @pytest.mark.parametrize("smoothness", [0.01, 1.0])
-def test_equals_the_written_out_problem(kind: str, smoothness: float) -> None:
+@pytest.mark.parametrize("prior_views", [0.0, 7.0])
+def test_equals_the_written_out_problem(kind: str, smoothness: float, prior_views: float) -> None:
     views, _, _ = planted(places(12, kind), noise=0.5)
-    solution = LeastSquaresSolver(smoothness=smoothness).fit(views)
-    semantics, artifact = by_lstsq(views, (11, 13), smoothness)
+    solution = LeastSquaresSolver(smoothness=smoothness, prior_views=prior_views).fit(views)
+    semantics, artifact = by_lstsq(views, (11, 13), smoothness, prior_views)
     torch.testing.assert_close(solution.semantics, semantics, atol=1e-7, rtol=0)
     torch.testing.assert_close(solution.artifact, artifact, atol=1e-7, rtol=0)
     parts = solution.semantics + solution.artifact + solution.residual
     torch.testing.assert_close(parts, solution.raw)
+    errors = unexplained(solution, views).sum(dim=(0, 1))
+    none = by_means(views)
+    assert solution.stats["unexplained"] == pytest.approx(float(errors[0]) / none, rel=1e-6)
 
 
 def test_batches_and_float32_change_nothing_that_matters() -> None:
@@ -88,16 +99,20 @@ def test_prepared_once_for_many_images() -> None:
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_a_view_left_out_is_as_if_it_had_never_been_there(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prior_views", [0.0, 7.0])
+def test_a_view_left_out_is_as_if_it_had_never_been_there(
+    dense: bool, prior_views: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not dense:
         monkeypatch.setattr(normal_equations, "DENSE_NODES", 10)
         monkeypatch.setattr(normal_equations, "TOLERANCE", 1e-10)
+    solver = LeastSquaresSolver(prior_views=prior_views)
     views, *_ = planted(places(6, "jitter"), noise=0.3)
-    prepared = LeastSquaresSolver().prepare(views.xy)
+    prepared = solver.prepare(views.xy)
     solution = prepared.fit(views)
     for left in range(7):
         rest = [i for i in range(7) if i != left]
-        alone = LeastSquaresSolver().fit(Views(views.features[rest], views.xy[rest])).semantics_at(views.xy[left])
+        alone = solver.fit(Views(views.features[rest], views.xy[rest])).semantics_at(views.xy[left])
         found = prepared.semantics_without(left, views.features[left], solution)
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-6)
         assert (solution.semantics_at(views.xy[left]) - alone).abs().mean() > 0.01

@@ -36,7 +36,7 @@ def test_a_store_holds_what_fit_image_gives(tmp_path: Path) -> None:
         assert opened.entries[i].stats["unexplained"] == pytest.approx(expected.stats["unexplained"])
     assert opened.settings["model"] == TINY
     assert opened.settings["views"]["num_views"] == 3
-    assert opened.settings["solver"] == "LeastSquaresSolver(density=2.0, smoothness=1.0)"
+    assert opened.settings["solver"] == "LeastSquaresSolver(density=2.0, smoothness=1.0, prior_views=0.0)"
     index = json.loads((tmp_path / "store/index.json").read_text())
     assert [image["image"] for image in index["images"]] == [str(path) for path in paths]
     assert {image["shard"] for image in index["images"]} == {entry.file.name for entry in opened.entries}

@@ -48,10 +48,13 @@ def attach_positions(model: Any, num_views: int) -> AveragedVisionTransformer | 
     views = PositionViews(num_views)
     if _timm_class(model) is None:
         raise TypeError(
-            f"cannot move the positions of a {type(model).__name__}: timm's VisionTransformer and Eva themselves can"
+            f"cannot move the positions of a {type(model).__name__}: those of timm's VisionTransformer and Eva "
+            "themselves can be moved; use a head, or dvt_timm.offline, with another model"
         )
     check_positions(model)
     _refuse_dropped_patches(model)
+    if getattr(model.pos_drop, "p", 0) > 0:
+        raise ValueError("the model drops positions that are to be moved; build it with pos_drop_rate=0")
     return _cleaned(model, views, {VisionTransformer: AveragedVisionTransformer, Eva: AveragedEva})
 
 
@@ -69,7 +72,7 @@ def undenoise(model: Any) -> VisionTransformer | Eva:
     """
     _refuse_compiled(model)
     if not isinstance(model, Cleaned):
-        raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no head to take off")
+        raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no denoiser to take off")
     plain: Any = model
     args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
     del plain.denoiser
@@ -102,4 +105,4 @@ def _refuse_dropped_patches(model: Any) -> None:
 
 def _refuse_compiled(model: Any) -> None:
     if uncompiled(model) is not model:
-        raise TypeError("a compiled model cannot change its head: put it on, or take it off, before torch.compile")
+        raise TypeError("a compiled model cannot change its denoiser: put it on, or take it off, before torch.compile")

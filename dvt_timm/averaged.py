@@ -37,9 +37,15 @@ class _Averaged(Cleaned):
     def _raw_and_clean(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, Tensor]:
-        self._grid(x)
+        self._check(x)
         tokens = super().forward_features(self.denoiser.repeated(x), **self._view_masks(attn_mask, is_causal))
         return self.denoiser.plain(tokens), self._mean_tokens(tokens)
+
+    def _check(self, x: Tensor) -> None:
+        """Raise ValueError if images do not fit the model, or torch.fx traces it."""
+        if isinstance(x, torch.fx.Proxy):
+            raise ValueError("torch.fx cannot trace a model that averages over positions; use torch.export")
+        self._grid(x)
 
     def _mean_tokens(self, tokens: Tensor) -> Tensor:  # [(K + 1) B, prefix + N, C] -> [B, prefix + N, C]
         prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
@@ -47,7 +53,7 @@ class _Averaged(Cleaned):
 
     def _view_masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
         """Choose the mask arguments that timm knows; a mask for each image is repeated for each view."""
-        if attn_mask is not None and attn_mask.ndim > 2 and attn_mask.shape[0] > 1:
+        if attn_mask is not None and attn_mask.ndim == 4 and attn_mask.shape[0] > 1:
             attn_mask = self.denoiser.repeated(attn_mask)
         return self._masks(attn_mask, is_causal)
 
@@ -72,7 +78,7 @@ class _Averaged(Cleaned):
 
     def _forward_intermediates(self, x: Tensor, indices: Any, **options: Any) -> Any:
         """Call timm's `forward_intermediates` for all views, and average every map and the final features."""
-        self._grid(x)
+        self._check(x)
         masks = self._view_masks(options.pop("attn_mask"), options.pop("is_causal"))
         output = super().forward_intermediates(self.denoiser.repeated(x), indices, **options, **masks)
         final, maps = unpack(output)

@@ -87,7 +87,7 @@ def create(entrypoint: Callable[..., Any], request: Request) -> Any:
     Raises:
         RuntimeError: if weights are asked for that nobody published, or a saved model lacks its head.
         ValueError: on arguments that no denoised model can serve.
-        TypeError: if `denoiser` is neither a head, nor a source, nor a shape.
+        TypeError: if `denoiser` is neither a head, nor a source, nor a shape, nor positions.
     """
     if request.is_plain:
         return build_plain(entrypoint, request)

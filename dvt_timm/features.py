@@ -18,7 +18,7 @@ class FeatureMaps(NamedTuple):
 
     Attributes:
         raw: [B, C, H, W], the patch tokens of the backbone.
-        denoised: [B, C, H, W], the same from the head; None for a model without one.
+        denoised: [B, C, H, W], the same from the denoiser; None for a model without one.
         class_token: [B, C]; None for a model without one.
         register_tokens: [B, R, C]; R is 0 for most models.
     """

@@ -98,7 +98,7 @@ def plan_of(request: Request) -> Plan:
 
     Raises:
         RuntimeError: if weights are asked for that nobody published.
-        TypeError: if `denoiser` is neither a head, nor a source, nor a shape.
+        TypeError: if `denoiser` is neither a head, nor a source, nor a shape, nor positions.
         ValueError: on arguments that no denoised model can serve.
     """
     options = dict(request.options)
@@ -224,6 +224,8 @@ def _named(target: _Target) -> dict[str, Any]:
         place = "a head of the caller's" if denoiser.source is None else denoiser.source.place
     elif isinstance(denoiser, str | Path):
         place = str(denoiser)
+    elif _asks_positions(denoiser):
+        place = f"means over {denoiser['positions']} views of positions"
     else:
         return {}
     tag = target.cfg.tag if variant is None else backbone_of(variant.name).partition(".")[2]
@@ -240,7 +242,7 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
     variant = target.variant
     if variant is None or not variant.distilled or variant.weights is None:
         return "base"
-    if target.denoiser is not None:
+    if target.denoiser is not None and not _asks_positions(target.denoiser):
         raise ValueError(
             f"{variant.name} is a plain model with distilled weights, which no head goes with; pass denoiser=... to "
             f"{variant.base}"
@@ -261,7 +263,7 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
         return denoiser, "no"
     if isinstance(denoiser, str | Path):
         return Own(denoiser), "no"
-    if isinstance(denoiser, Mapping) and denoiser.keys() == {"positions"}:
+    if _asks_positions(denoiser):
         return Positions(denoiser["positions"]), "no"
     if denoiser is not None:
         return _shape(denoiser), held
@@ -274,6 +276,10 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
     if variant.weights is None and held == "no":
         raise RuntimeError(NO_HEAD.format(name=variant.name, base=variant.base))
     return variant.weights, held
+
+
+def _asks_positions(denoiser: Any) -> bool:
+    return isinstance(denoiser, Mapping) and denoiser.keys() == {"positions"}
 
 
 def _shape(denoiser: Any) -> Shape:

@@ -6,6 +6,7 @@ Letters: V windows, K of them drawn, B images, h x w patches, C channels. A plac
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from .cleaned import as_plain, check_image_size
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 SIDES = (0.5, 1.0)  # of windows, relative to the plane's
 FEWEST = 5  # patches a side from which the frequencies of a rotary embedding can be told
+MOST_VIEWS = 1024  # of a model that averages over positions
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PositionWindows:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, part: slice) -> PositionWindows:
+    def __getitem__(self, part: slice | Tensor) -> PositionWindows:
         return PositionWindows(self.boxes[part], self.mirrored[part])
 
     def with_plane(self) -> PositionWindows:
@@ -107,14 +109,15 @@ class PositionViews(nn.Module):
         num_views: K, at least 1; drawn evenly, the same on every machine.
 
     Raises:
-        TypeError: if K is no whole number.
-        ValueError: if it is less than 1.
+        ValueError: if K is no whole number from 1 to 1024.
     """
 
     def __init__(self, num_views: int) -> None:
         super().__init__()
-        if isinstance(num_views, bool) or not isinstance(num_views, int):
-            raise TypeError(f"positions must be a whole number of views, got {num_views!r}")
+        if isinstance(num_views, bool) or not isinstance(num_views, int) or not 1 <= num_views <= MOST_VIEWS:
+            raise ValueError(
+                f"positions must be a whole number of views, 1..{MOST_VIEWS}, got {num_views!r}; 8 give flat maps"
+            )
         self.windows = sample_position_windows(num_views).with_plane()
 
     @property
@@ -185,8 +188,13 @@ def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -
 
 def check_positions(model: Any) -> None:
     """Raise TypeError if a model is no timm ViT or Eva, ValueError if it has no position embedding to move."""
-    if not isinstance(model, VisionTransformer | Eva) or not isinstance(model.patch_embed, PatchEmbed):
+    if not isinstance(model, VisionTransformer | Eva):
         raise TypeError(f"positions are moved in a timm VisionTransformer or Eva, got {type(model).__name__}")
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise TypeError(
+            f"positions are moved where patches come from timm's PatchEmbed, got {type(model.patch_embed).__name__}; "
+            "use views of another kind"
+        )
     if model.pos_embed is None and getattr(model, "rope", None) is None:
         raise ValueError(f"this {type(model).__name__} has no position embedding to move; use views of another kind")
 
@@ -233,9 +241,10 @@ def windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int]
 
     Its angles grow linearly along rows and columns; the steps between neighbors tell their frequencies.
     """
-    if min(grid) < FEWEST:
+    if min(grid) < (fewest := _fewest(rope)):
         raise ValueError(
-            f"a rotary embedding needs at least {FEWEST} patches a side to be read between them, got {grid}"
+            f"this rotary embedding needs at least {fewest} patches a side to be read between them, got {grid}; take "
+            "larger images"
         )
     plain = rope.get_embed(shape=list(grid)) if _takes_shapes(rope) else rope.get_embed()  # [..., h * w, 2 D]
     sin, cos = plain.float().unflatten(-2, tuple(grid)).chunk(2, dim=-1)  # [..., h, w, D]
@@ -254,6 +263,16 @@ def windowed_rotation(rope: Any, windows: PositionWindows, grid: tuple[int, int]
     if lead:
         return torch.where(whole[:, None, None, None], plain, moved)
     return torch.where(whole[:, None, None], plain, moved)[:, None]
+
+
+def _fewest(rope: Any) -> int:
+    """Count the patches a side at which neighbors are less than half a turn apart in every frequency.
+
+    Where timm stretches a grid to a reference shape (EVA02, PE), the fastest turns by 1 from one place of that to the
+    next.
+    """
+    reference = getattr(rope, "ref_feat_shape", None) or [0]
+    return max(FEWEST, int(max(reference) / math.pi) + 1)
 
 
 def _wrapped(angle: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from timm.models import is_model, model_entrypoint, register_model
 from torch import nn
 
 from .factory import create, refuse_denoiser, request_of
-from .head import DenoiserHead
 from .manifest import Variant, published_variants
 from .names import find_variant, keep_variant, listed_cfg, own_variant, takes_denoiser
 
@@ -48,8 +47,9 @@ def register_variant(name: str, *, base: str, head: str | Path | None = None) ->
     known = find_variant(base)
     if known is not None and known.distilled:
         raise ValueError(f"{base} has distilled weights, which no head goes with; use {known.base}")
-    if isinstance(head, DenoiserHead):
-        raise TypeError("head must be a folder, a file or hf-hub:..., got a DenoiserHead; write it with save_head")
+    if not isinstance(head, str | Path | None):
+        kind = type(head).__name__
+        raise TypeError(f"head must be a folder, a file or hf-hub:..., got a {kind}; write a head with save_head")
     variant = own_variant(name, base, head)
     cfg = listed_cfg(variant)
     keep_variant(variant)

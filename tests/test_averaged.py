@@ -14,6 +14,7 @@ from helpers import EVA, FAMILIES, SMALL, VIT, create, images, photo, random_hea
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import dvt_timm
 from dvt_timm import offline
@@ -48,7 +49,7 @@ def plain_of(model: Any) -> Any:
 
 
 def pixels(name: str, batch: int = 2) -> Tensor:
-    return images(*((70, 84) if "patch14" in name else (80, 96)), batch=batch)
+    return images(*((70, 84) if "patch14" in name else (96, 112)), batch=batch)
 
 
 def by_hand(plain: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +66,24 @@ def by_hand(plain: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(means), plain.forward_features(x)[:, :prefix]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in NAMES),
+        *((name, {"stride": 10}) for name in (VIT, EVA)),
+        *((name, {"dynamic_img_size": False}) for name in (VIT, EVA)),
+        (VIT, {"dynamic_img_pad": True}),
+        (VIT, {"in_chans": 1}),
+    ],
+)
 @torch.no_grad()
-def test_patches_are_means_over_windows_and_prefix_tokens_are_plain(name: str) -> None:
-    model, x = built(name), pixels(name)
+def test_patches_are_means_over_windows_and_prefix_tokens_are_plain(name: str, options: dict[str, Any]) -> None:
+    x = pixels(name)[:, : options.get("in_chans", 3)]
+    if "dynamic_img_pad" in options:
+        x = x[..., 3:, 5:]
+    if "stride" in options or "dynamic_img_size" in options:
+        options = {"img_size": tuple(x.shape[2:]), **options}
+    model = built(name, **options)
     assert isinstance(model, dvt_timm.AveragedEva if isinstance(model, Eva) else dvt_timm.AveragedVisionTransformer)
     tokens, plain = model.forward_features(x), plain_of(model)
     patches, prefix = by_hand(plain, x)
@@ -82,7 +97,7 @@ def test_patches_are_means_over_windows_and_prefix_tokens_are_plain(name: str) -
 @torch.no_grad()
 def test_it_is_the_stage_1_of_positions(name: str) -> None:
     model = built(name)
-    size = 70 if "patch14" in name else 80
+    size = 70 if "patch14" in name else 96
     solution = offline.fit_image(plain_of(model), photo(), kind="positions", num_views=K, size=size)
     x = dvt_timm.preprocess(model, photo().resize((size, size)), size)
     maps = dvt_timm.feature_maps(model, x)
@@ -142,11 +157,8 @@ def test_features_only_and_other_sizes(name: str) -> None:
     for fmap, other in zip(maps, expected, strict=True):
         torch.testing.assert_close(fmap, other)
     fixed = built(name, dynamic_img_size=False, img_size=tuple(x.shape[2:]))
-    assert fixed.forward_features(x).shape[1] == maps[0].shape[2] * maps[0].shape[3] + fixed.num_prefix_tokens
     with pytest.raises(ValueError, match="not the fixed"):
         fixed.forward_features(images(112, 112))
-    overlapping = built(name, stride=7)
-    assert dvt_timm.feature_maps(overlapping, x).denoised.shape[2] > 2 * maps[0].shape[2] - 2
 
 
 @both
@@ -215,6 +227,8 @@ def test_masks_are_those_of_each_image() -> None:
     tokens = model.forward_features(x).shape[1]
     mask = torch.zeros(len(x), 1, tokens, tokens)
     mask[0, :, :, 1 : tokens // 2] = -torch.inf
+    heads = torch.zeros(SMALL["num_heads"], tokens, tokens)  # one for each head, as PyTorch takes them
+    torch.testing.assert_close(model.forward_features(x, attn_mask=heads), model.forward_features(x))
     masked = model.forward_features(x, attn_mask=mask)
     torch.testing.assert_close(masked[1], model.forward_features(x)[1], atol=1e-4, rtol=0)
     torch.testing.assert_close(masked[0], model.forward_features(x[:1], attn_mask=mask[0, 0])[0], atol=1e-4, rtol=0)
@@ -224,10 +238,15 @@ def test_masks_are_those_of_each_image() -> None:
 def test_what_cannot_be_averaged() -> None:
     with pytest.raises(ValueError, match="has no position embedding to move"):
         create("vit_small_patch14_dinov2", pos_embed="none", denoiser=EIGHT)
-    with pytest.raises(ValueError, match="num_windows must be at least 1, got 0"):
-        create(VIT, denoiser={"positions": 0})
-    with pytest.raises(TypeError, match="positions must be a whole number of views, got '8'"):
-        create(VIT, denoiser={"positions": "8"})
+    for number in (0, -1, "8", 8.0, True, None, 10**9):
+        with pytest.raises(ValueError, match=rf"positions must be a whole number of views, 1\.\.1024, got {number!r}"):
+            create(VIT, denoiser={"positions": number})
+    with pytest.raises(ValueError, match="drops positions that are to be moved; build it with pos_drop_rate=0"):
+        create(VIT, denoiser=EIGHT, pos_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"use torch\.export"):
+        create_feature_extractor(create(VIT, denoiser=EIGHT, dynamic_img_size=False), ["norm"])
+    with pytest.raises(TypeError, match=r"patches come from timm's PatchEmbed, got HybridEmbed"):
+        dvt_timm.denoise(timm.create_model("vit_tiny_r_s16_p8_224"), positions=8)
     with pytest.raises(ValueError, match=r'should be .* or \{"positions": n\}'):
         create(VIT, denoiser={"positions": 8, "grid_size": [5, 5]})
     with pytest.raises(ValueError, match="drops patches"):
@@ -296,6 +315,7 @@ class TestCompilers:
     @both
     @torch.no_grad()
     def test_traced(self, name: str) -> None:
-        model, x = built(name, num_classes=0, global_pool="avg"), pixels(name)
+        model, x = Maps(built(name)), pixels(name)
         traced = torch.jit.trace(model, x)
         torch.testing.assert_close(traced(x.neg()), model(x.neg()), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(traced(x), Maps(plain_of(model.model))(x), atol=1e-2)

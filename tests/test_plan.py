@@ -62,6 +62,7 @@ OVERLAY = {"pretrained_cfg_overlay": FILE}
         ((SMALL, None, True, {"denoiser": HELD}), "base", Shape((5, 4), 2), "no"),
         ((SMALL, None, True, {"denoiser": {"positions": 8}}), "base", Positions(8), "no"),
         ((SMALL, "dvt", False, {"denoiser": {"positions": 8}}), "random", Positions(8), "no"),
+        ((BASE, "dvt_voc_distilled", True, {"denoiser": {"positions": 8}}), Published, Positions(8), "no"),
         # weights of one's own, which may hold a head
         ((SMALL, "dvt", True, OVERLAY), "own", Published, "maybe"),
         (

@@ -19,7 +19,7 @@ from dvt_timm.positions import PositionWindows, sample_position_windows, under_w
 # absolute, with registers, without a class token's position; absolute and rotary; rotary alone, of a model, per block
 ABSOLUTE = ("vit_small_patch14_dinov2.dvt", "vit_base_patch14_reg4_dinov2.dvt", "deit3_base_patch16_224.dvt")
 ROTARY = ("eva02_base_patch16_clip_224.dvt", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224")
-SIZE = {14: (70, 98), 16: (80, 112)}  # 5 x 7 patches
+SIZE = {14: (70, 98), 16: (96, 112)}  # 5 x 7 and 6 x 7 patches
 
 
 def built(name: str, **options: Any) -> Any:
@@ -100,17 +100,26 @@ def test_windows_equal_their_slow_twin(name: str) -> None:
 def test_a_rotary_embedding_is_read_between_its_places() -> None:
     """Half of the plane at a grid is a quarter of the grid of twice the size, where coordinates are normalized."""
     model = built("vit_small_patch16_dinov3")
-    twin = under_windows(model, windows([0.5, 0.0, 1.0, 0.5]), (80, 112))
-    fine = model.rope.get_embed(shape=[10, 14]).reshape(10, 14, -1)
-    torch.testing.assert_close(twin.rope.get_embed()[0, 0].reshape(5, 7, -1), fine[:5, 7:], atol=1e-4, rtol=0)
+    twin = under_windows(model, windows([0.5, 0.0, 1.0, 0.5]), (96, 112))
+    fine = model.rope.get_embed(shape=[12, 14]).reshape(12, 14, -1)
+    torch.testing.assert_close(twin.rope.get_embed()[0, 0].reshape(6, 7, -1), fine[:6, 7:], atol=1e-4, rtol=0)
+
+
+def test_a_stretched_rotary_embedding_is_read_between_its_places() -> None:
+    """EVA02's places are stretched to its own 16 x 16: a quarter of a step is a step of a grid four times as fine."""
+    model = built("eva02_base_patch16_clip_224.dvt")
+    twin = under_windows(model, windows([0.0, 0.0, 0.5, 0.5]), (96, 112))
+    fine = model.rope.get_embed(shape=[24, 28]).reshape(24, 28, -1)
+    read = twin.rope.get_embed()[0, 0].reshape(6, 7, -1)
+    torch.testing.assert_close(read[1:, 1:], fine[1:11:2, 1:13:2], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_a_mirrored_rotary_embedding(name: str) -> None:
     model = built(name)
-    twin = under_windows(model, windows(WHOLE, mirrored=[True]), (80, 112))
-    plain = model.rope.get_embed(shape=[5, 7])
-    plain = plain.unflatten(-2, (5, 7)).flip(-2).flatten(-3, -2)
+    twin = under_windows(model, windows(WHOLE, mirrored=[True]), (96, 112))
+    plain = model.rope.get_embed(shape=[6, 7])
+    plain = plain.unflatten(-2, (6, 7)).flip(-2).flatten(-3, -2)
     torch.testing.assert_close(
         twin.rope.get_embed().squeeze(-4 if plain.ndim > 2 else 0).squeeze(0), plain, atol=1e-4, rtol=0
     )
@@ -151,8 +160,6 @@ def test_the_model_stays_as_it_was() -> None:
     with ThreadPoolExecutor(4) as pool, torch.no_grad():
         at_once = list(pool.map(torch.no_grad()(run), range(4)))
     assert all(torch.equal(a, b) for a, b in zip(alone, at_once, strict=True))
-    with pytest.raises(RuntimeError):
-        run(0).new_zeros(3) @ torch.zeros(2)
     assert torch.equal(model.forward_features(x), before)
     assert model.dynamic_img_size
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -212,6 +219,11 @@ def test_images_that_do_not_fit(options: dict[str, Any], size: tuple[int, int], 
             lambda: under_windows(timm.create_model("vit_small_patch16_dinov3", **SMALL), windows(WHOLE), (64, 64)),
             ValueError,
             "at least 5 patches a side",
+        ),
+        (  # its fastest frequency would turn by more than half a turn from patch to patch
+            lambda: under_windows(create("eva02_base_patch16_clip_224.dvt"), windows(WHOLE), (80, 112)),
+            ValueError,
+            r"at least 6 patches a side to be read between them, got \(5, 7\); take larger images",
         ),
     ],
 )

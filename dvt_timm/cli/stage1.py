@@ -98,7 +98,7 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
         "--prior-views",
         type=float,
         metavar="X",
-        help="pull the closed form's G to 0, as much as so many views without artifact (default: 0, as published)",
+        help="pull the closed form's G to 0, as much as so many views without artifact (default: 0)",
     )
     solver.add_argument(
         "--field-steps", type=positive, metavar="N", help="steps that fit the neural field (default: 25,000)"

@@ -89,8 +89,10 @@ def backdrops(
         difference of two is paired.
 
     Raises:
-        ValueError: if an object leaves fewer than 16 patches, or as `on_backdrop`.
+        ValueError: if an object leaves fewer than 16 patches, a method is called "raw", or as `on_backdrop`.
     """
+    if "raw" in methods:
+        raise ValueError('"raw" is the name of the features before denoising; give the method another one')
     spread = torch.tensor([_variance(fmap.flatten(0, 1)) for fmap in maps_by(raw, model, photos, "photos", progress)])
     pasted = [on_backdrop(*of_photo, ground, seed) for seed, of_photo in enumerate(zip(photos, masks, strict=True))]
     results = {}

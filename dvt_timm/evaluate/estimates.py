@@ -5,7 +5,8 @@ Letters: R resamples, N photos, K labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,11 +27,14 @@ class Estimate:
     """
 
     value: float
-    samples: Tensor
+    samples: Tensor = field(repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval; NaN at both ends if the value is."""
+        """The 95 % interval; NaN at both ends if the figure is, or is in more resamples than an interval leaves out."""
+        missing = float(self.samples.isnan().double().mean())
+        if missing > TAILS[0] or math.isnan(self.value):
+            return float("nan"), float("nan")
         low, high = self.samples.nanquantile(torch.tensor(TAILS, dtype=self.samples.dtype)).tolist()
         return low, high
 
@@ -61,7 +65,12 @@ def mean_iou_over(confusions: Tensor) -> Estimate:  # [N, K, K], label by predic
 
 
 def resampled(num_photos: int) -> Tensor:
-    """Draw photos with replacement: [R, N], how often each of N is drawn; always the same for N."""
+    """Draw photos with replacement: [R, N], how often each of N is drawn; always the same for N.
+
+    One photo says nothing of others: NaN.
+    """
+    if num_photos == 1:
+        return torch.full((RESAMPLES, 1), torch.nan, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_photos, (RESAMPLES, num_photos), generator=generator)
     counts = torch.zeros(RESAMPLES, num_photos, dtype=torch.float64)

@@ -92,7 +92,7 @@ def patch_labels(mask: Image.Image, grid: tuple[int, int], void: int = VOID) -> 
         void: of pixels without a label.
 
     Returns:
-        [h, w] int64; 255 where most pixels have no label.
+        [h, w] int64; 255 where pixels without a label are the most frequent.
     """
     size = (grid[1] * PIXELS, grid[0] * PIXELS)
     pixels = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))).long()

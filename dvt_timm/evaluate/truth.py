@@ -128,8 +128,8 @@ def planted(
     """
     trial = _Trial(labels, num_train, test_stride)
     trial.check(len(photos))
-    if not seeds:
-        raise ValueError("seeds is empty; each plants one artifact, pass at least one")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must name at least one plant, each once, got {list(seeds)}")
 
     def maps(name: str, method: Method) -> dict[int | None, list[Tensor]]:
         """The maps of all photos by the seed of the plant, None for none."""
@@ -179,6 +179,8 @@ class _Trial:
     test_stride: int
 
     def check(self, num_photos: int) -> None:
+        if self.test_stride < 1:
+            raise ValueError(f"test_stride must be at least 1, got {self.test_stride}")
         if num_photos - self.num_train < 1:
             raise ValueError(f"{num_photos} photos with num_train={self.num_train} leave none to test; pass more")
         if self.labels is None:

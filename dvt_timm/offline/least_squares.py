@@ -160,7 +160,7 @@ class PreparedSolver:
         shared = V * float((per_patch - total).double().square().sum())  # of all views, by patch
         power = sums.power - shared - P * float(per_view.double().square().sum())
         cost = power + (1 - share) * shared - float((field.double() * sides).sum())
-        prior = (self.layout.weight - V) * float(artifact.double().square().sum())
+        prior = self.layout.prior_views * float(artifact.double().square().sum())
         error = cost - self.smoothness * self._roughness(field) - prior
 
         artifact = artifact.reshape(sums.grid)
@@ -172,7 +172,7 @@ class PreparedSolver:
             "num_views": V,
             "nodes": list(self.layout.nodes),
             "smoothness": self.smoothness,
-            "prior_views": self.layout.weight - V,
+            "prior_views": self.layout.prior_views,
             "unexplained": max(error, 0.0) / power if power > 0 else 0.0,
         }
         return Decomposition(sums.last, semantics, artifact, sums.last - semantics - artifact, stats, semantics_at)
@@ -192,7 +192,7 @@ class LeastSquaresSolver:
     Attributes:
         density: nodes of F per patch, in each direction, 0.5..16.
         smoothness: lambda, over 0 and below 1e6; or "auto": of a few values the one that predicts held-out views best.
-        prior_views: kappa, 0..1e6: as much as so many views without any artifact, G is pulled to 0; 0 for the paper's.
+        prior_views: kappa, 0..1e6: as much as so many views without any artifact, G is pulled to 0; 0 for none.
 
     Raises:
         ValueError: on values out of range.

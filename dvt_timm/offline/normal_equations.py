@@ -35,6 +35,7 @@ class Layout:
     def __init__(self, xy: Tensor, nodes: tuple[int, int], prior_views: float = 0.0) -> None:
         """Take xy [V, P, 2] in [0, 1], image frame, the nodes (R_y, R_x) of F, and kappa."""
         self.xy, self.nodes = xy, nodes
+        self.prior_views = prior_views
         self.weight = len(xy) + prior_views  # of a value of G
         self.num_nodes = nodes[0] * nodes[1]
         self.basis = Basis.at(xy.flatten(0, 1), nodes, torch.float64)

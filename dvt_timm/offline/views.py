@@ -172,7 +172,7 @@ def sample_views(
         model=model,
         image=image,
         windows=windows,
-        positions=sample_position_windows(num_views, seed, sides=sides).with_plane() if moves_positions(kind) else None,
+        positions=_position_windows(kind, num_views, seed, sides),
         xy=patch_xy(windows, *places).to(features_device(model)),
         preprocessing=preprocessing,
         size=pixels,
@@ -241,6 +241,19 @@ def check_arguments(
 def moves_positions(kind: str) -> bool:
     """Whether views of a kind move the position embedding."""
     return kind.endswith("positions")
+
+
+def _position_windows(kind: str, num_views: int, seed: int, sides: tuple[float, float]) -> PositionWindows | None:
+    """Draw the windows of the positions; None where positions stay.
+
+    Crossed with jitter they are shuffled: two Sobol sequences go together.
+    """
+    if not moves_positions(kind):
+        return None
+    drawn = sample_position_windows(num_views, seed, sides=sides)
+    if kind != "positions":
+        drawn = drawn[torch.randperm(num_views, generator=torch.Generator().manual_seed(seed))]
+    return drawn.with_plane()
 
 
 def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:

@@ -129,7 +129,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
         base_cfg(base)
     except RuntimeError as error:
         raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
-    if merged or not hasattr(module, "denoiser"):
+    if merged or not isinstance(getattr(module, "denoiser", None), DenoiserHead):
         return read_json(save_model(module, folder, base=base) / CONFIG_NAME)
     return _write_head(module, folder, base, token)
 

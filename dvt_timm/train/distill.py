@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .._util.images import preprocessing_of
 from ..attach import undenoise
 from ..checkpoints.models import save_model
-from ..cleaned import plain_intermediates
-from ..models import DenoisedEva, DenoisedVisionTransformer
+from ..cleaned import Cleaned
+from ..features import feature_maps
+from ..head import DenoiserHead
 from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
@@ -61,7 +62,7 @@ class DistillStage:
 
     def __init__(
         self,
-        teacher: DenoisedVisionTransformer | DenoisedEva,
+        teacher: Cleaned,
         paths: Sequence[str | PathLike[str]],
         *,
         base: str | None = None,
@@ -90,10 +91,16 @@ class DistillStage:
             "stage": 3,
             "base": self.base,
             "weights_sha256": fingerprint(self.teacher),
-            "head_sha256": fingerprint(self.teacher.denoiser, skipped=()),
+            **self._denoiser_settings(),
             "size": list(self.samples.size),
             "images": digest_of(self.samples.paths),
         }
+
+    def _denoiser_settings(self) -> dict[str, Any]:
+        denoiser: Any = self.teacher.denoiser
+        if isinstance(denoiser, DenoiserHead):
+            return {"head_sha256": fingerprint(denoiser, skipped=())}
+        return dict(denoiser.config)
 
     def draw(self, i: int, generator: torch.Generator) -> Sample:
         """Read image i, mirrored half of the time."""
@@ -103,8 +110,10 @@ class DistillStage:
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of images [B, 3, H, W]."""
-        raw = plain_intermediates(self.teacher, sample, -1).permute(0, 2, 3, 1)
-        return Batch(sample, at_least_float32(raw), at_least_float32(self.teacher.denoiser(raw)))
+        maps = feature_maps(self.teacher, sample)
+        assert maps.denoised is not None
+        raw, clean = (fmap.permute(0, 2, 3, 1) for fmap in (maps.raw, maps.denoised))
+        return Batch(sample, at_least_float32(raw), at_least_float32(clean))
 
     def save(self, module: Any, folder: Path) -> None:
         """Write the student with `save_model`."""

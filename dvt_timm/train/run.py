@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
-from ..models import DenoisedEva, DenoisedVisionTransformer
+from ..cleaned import Cleaned
 from ..offline import FeatureStore
 from ..offline.run import WAITING
 from ..publish.card import eval_results, render_card
@@ -92,7 +92,7 @@ def train_denoiser(
 
 
 def distill(
-    teacher: DenoisedVisionTransformer | DenoisedEva,
+    teacher: Cleaned,
     images: Sequence[str | PathLike[str]],
     run: str | PathLike[str],
     config: TrainConfig,

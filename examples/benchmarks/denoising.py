@@ -18,9 +18,10 @@ pictures   panels of every photo, as it is and with a plaid planted: raw feature
 leakage    R2 with which a linear probe reads a patch's x, y and their distances to the center, on photos it was not
            fitted on
 
-Rows are those of `rows.py`; raw features stand beside them. Figures have 95 % intervals over photos, frames or pairs,
-and paired differences to the first row follow. Maps are kept in --cache, and a run that was stopped goes on. A view of
-518 x 518 pixels takes the embedded backbone some 0.3 to 0.5 s on two cores, one of 280 x 280 a sixth of that.
+Rows are those of `rows.py`; raw features stand beside them. Figures of the first three have 95 % intervals over frames,
+photos or pairs, and paired differences to the first row follow. Maps are kept in --cache, and a run that was stopped
+goes on. A view of 518 x 518 pixels takes the embedded backbone some 0.3 to 0.5 s on two cores, one of 280 x 280 a sixth
+of that.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def measure_backdrops(rows: Rows, arguments: argparse.Namespace) -> None:
         with Image.open(path) as labels:
             mask = ~np.isin(np.asarray(labels), (0, 255))
         far = far_patches(mask, rows.model.patch_embed.grid_size).float().mean()
-        if OBJECT[0] <= mask.mean() <= OBJECT[1] and far >= FAR_SHARE and len(photos) < (arguments.count or 20):
+        if len(photos) < (arguments.count or 20) and OBJECT[0] <= mask.mean() <= OBJECT[1] and far >= FAR_SHARE:
             photos.append(read_image(arguments.voc / "JPEGImages" / f"{path.stem}.jpg"))
             masks.append(mask)
     methods = {row: rows.method(row) for row in arguments.rows}
@@ -123,7 +124,8 @@ def measure_backdrops(rows: Rows, arguments: argparse.Namespace) -> None:
 
 def measure_keypoints(rows: Rows, arguments: argparse.Namespace) -> None:
     pairs = [json.loads(path.read_text()) for path in sorted((arguments.spair / "PairAnnotation/test").glob("*.json"))]
-    pairs = pairs[:: max(1, len(pairs) // (arguments.count or len(pairs)))]
+    count = min(arguments.count or len(pairs), len(pairs))
+    pairs = [pairs[i * len(pairs) // count] for i in range(count)]
     table = Table(f"{len(pairs)} pairs: PCK@{ALPHA}")
     for row in dict.fromkeys((RAW, *arguments.rows)):
         bar = tqdm(pairs, row, leave=False, disable=None)

@@ -8,13 +8,13 @@ Rows are
     KIND@SHIFT:VIEWS             with jitter's shift, or positions' shortest side
     KIND:VIEWS/mean              the mean of the aligned views
     KIND:VIEWS/OPTIONS           the closed form with, joined by +,
+        smoothN                  smoothness N
+        priorN                   `prior_views` N
         slowN                    a G that holds none of its N slowest waves a side
-        ridgeN                   a prior on G: N times the views' weight pulls it to 0
         without                  no G at all
-        smoothN                  N times the smoothness
 
-All rows of one kind come from one set of views, the first ones of those of the row with most. Maps are kept on disk by
-what they depend on, the planted position embedding included, so that a run that was stopped goes on.
+All rows of one kind come from one set of views, the first ones of those of the row with most. Maps are kept on disk as
+float16, by what they depend on, the planted position embedding included, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ import timm
 import torch
 from photos import MODEL, aligned_mean, kept, subset
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm.offline import MeanSolver, Views, sample_views
+from dvt_timm.offline import LeastSquaresSolver, MeanSolver, Views, sample_views
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.normal_equations import Layout, data_matrix, factorized
 from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
 
 RAW, HEAD = "raw", "head"
+WAY = re.compile(r"mean|(smooth[\d.]+|prior[\d.]+|slow\d+|without)(\+(smooth[\d.]+|prior[\d.]+|slow\d+|without))*")
 STAGE_1 = re.compile(
     r"(?P<kind>jitter\+positions|jitter|crops|positions)(@(?P<range>[\d.]+))?:(?P<views>\d+)(/(?P<way>\S+))?"
 )
@@ -75,9 +77,12 @@ def parsed(row: str) -> Row | None:
     if row == RAW or row.partition(":")[0] == HEAD:
         return None
     match = STAGE_1.fullmatch(row)
-    if match is None:
+    positions = match is not None and match["kind"] == "positions"
+    if match is None or (match["way"] and (positions or not WAY.fullmatch(match["way"]))):
         raise SystemExit(f"{row} is no row; see the top of rows.py")
     shift = match["range"]
+    if shift and match["kind"] == "crops":
+        raise SystemExit(f"{row}: crops have no shift")
     return Row(match["kind"], float(shift) if shift else None, int(match["views"]), match["way"])
 
 
@@ -110,7 +115,7 @@ class Rows:
                 return raw if row == RAW else self.heads[row](raw[None])[0]
         if not self._file(row, image).exists():
             self._fill(stage_1, image)
-        return self._kept(row, image, lambda: torch.empty(0))
+        return load_file(self._file(row, image))["features"].float()
 
     def _kept(self, row: str, image: Image.Image, compute: Callable[[], Tensor]) -> Tensor:
         return kept(self._file(row, image), compute)
@@ -152,18 +157,12 @@ def way(row: Row, xy: Tensor) -> Callable[[Views], Tensor]:
     if row.way == "mean":
         return aligned_mean
     options = dict(re.findall(r"([a-z]+)([0-9.]*)", row.way or ""))
+    smoothness, prior = float(options.get("smooth", 1)), float(options.get("prior", 0))
     h, w = xy.shape[1:3]
-    modes, share = waves(h, w, int(options.pop("slow", 1))), 1.0
-    if "ridge" in options:
-        prior = float(options.pop("ridge"))
-        modes, share = waves(h, w, max(h, w)), prior / (1 + prior)
-    if "without" in options:
-        options.pop("without")
-        modes = waves(h, w, max(h, w))
-    smoothness = float(options.pop("smooth", 1))
-    if options:
-        raise SystemExit(f"{row.way} is no way to solve; see the top of rows.py")
-    return with_prior(xy, modes, share, smoothness)
+    if "without" in options or "slow" in options:
+        return without_waves(xy, waves(h, w, int(options.get("slow") or max(h, w))), smoothness)
+    prepared = LeastSquaresSolver(smoothness=smoothness, prior_views=prior).prepare(xy)
+    return lambda views: prepared.fit(views).semantics
 
 
 def waves(h: int, w: int, most: int) -> Tensor:
@@ -175,15 +174,15 @@ def waves(h: int, w: int, most: int) -> Tensor:
     return both / both.norm(dim=0)
 
 
-def with_prior(xy: Tensor, modes: Tensor, share: float, smoothness: float) -> Callable[[Views], Tensor]:
-    """The closed form with a prior on G: of its part along `modes` [P, k], `share` is given to F (1: all).
+def without_waves(xy: Tensor, modes: Tensor, smoothness: float) -> Callable[[Views], Tensor]:
+    """The closed form with a G that has no part along `modes` [P, k].
 
     Only F at the patches of the whole image is wanted, which is one product with the sides of the system.
     """
     layout = Layout(xy.flatten(1, 2), (2 * xy.shape[1] + 1, 2 * xy.shape[2] + 1))
     V, P = layout.xy.shape[:2]
     along = modes.T @ layout.per_patch  # [k, K]
-    solve = factorized(data_matrix(layout) + share / V * along.T @ along, layout.nodes, smoothness)
+    solve = factorized(data_matrix(layout) + along.T @ along / V, layout.nodes, smoothness)
     places = Basis.at(xy[-1].reshape(-1, 2), layout.nodes, torch.float64).dense()  # [P, K]
     level = layout.per_view.sum(dim=0) / (V * P)
     read = solve((places - level).T).T.float()  # [P, K]
@@ -196,7 +195,7 @@ def with_prior(xy: Tensor, modes: Tensor, share: float, smoothness: float) -> Ca
         y = y - reference
         per_patch, per_view, total = y.mean(dim=0), y.mean(dim=1), y.mean(dim=(0, 1))
         sides = basis.scatter(y.flatten(0, 1)) - over_views.T @ (per_patch - total) - over_patches.T @ per_view
-        sides += share * (along.T @ (modes.T @ per_patch.double())).float()
+        sides += (along.T @ (modes.T @ per_patch.double())).float()
         return (read @ sides + reference + total).reshape(*xy.shape[1:3], -1)
 
     return fit

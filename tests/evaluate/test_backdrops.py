@@ -59,6 +59,11 @@ def test_variance_over_that_of_photos() -> None:
     assert results["flat"].value == 0
 
 
+def test_a_method_has_a_name_of_its_own() -> None:
+    with pytest.raises(ValueError, match='"raw" is the name'):
+        backdrops(None, PHOTOS, [MASK] * 3, {"raw": lambda *_: []})
+
+
 def test_too_large_an_object() -> None:
     maps = [torch.zeros(6, 8, 2)] * 3
     with pytest.raises(ValueError, match="photo 1 has 0 patches 3 and more away from its object"):

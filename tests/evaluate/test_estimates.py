@@ -35,6 +35,17 @@ def test_a_ratio_to_nothing_is_no_number() -> None:
     assert all(map(math.isnan, ratio.interval))
 
 
+def test_what_is_not_known_has_no_interval() -> None:
+    samples = torch.ones(1000, dtype=torch.float64)
+    samples[:20] = torch.nan  # no more than an interval leaves out
+    assert Estimate(1.0, samples).interval == (1, 1)
+    assert all(map(math.isnan, Estimate(float("nan"), samples).interval))
+    samples[:400] = torch.nan
+    assert all(map(math.isnan, Estimate(1.0, samples).interval))
+    assert all(map(math.isnan, mean_over(torch.ones(1)).interval))  # of one photo
+    assert len(repr(Estimate(1.0, samples))) < 40
+
+
 def test_it_prints_with_its_interval() -> None:
     assert f"{Estimate(0.5, torch.tensor([0.25, 0.75], dtype=torch.float64)):.2f}" == "0.50 [0.26, 0.74]"
 

@@ -151,7 +151,9 @@ def test_what_cannot_be_measured() -> None:
         ({"labels": labels[:2], "num_train": 2}, "6 photos and labels of 2"),
         ({"labels": [labels[0][:4]] * 6, "num_train": 2}, r"photo 0 has \[5, 6\] patches and labels of \[4, 6\]"),
         ({"labels": [labels[0] + 255] * 6, "num_train": 2}, "no patch has a label"),
-        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": ()}, "seeds must name at least one plant"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"labels": labels, "num_train": 2, "test_stride": 0}, "test_stride must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             planted(built, PHOTOS, {"raw": raw_maps}, **options)

@@ -221,6 +221,8 @@ def test_views_of_one_patch_are_refused() -> None:
         ({"smoothness": float("nan")}, "smoothness must be"),
         ({"smoothness": "best"}, "smoothness must be"),
         ({"density": "2"}, "density must be 0.5..16 nodes per patch, got '2'"),
+        ({"prior_views": -1.0}, r"prior_views must be 0\.\.1e6, got -1.0"),
+        ({"prior_views": float("nan")}, "prior_views must be"),
         ({"density": 0.1}, r"density must be 0.5..16 nodes per patch, got 0.1"),
     ],
 )

@@ -17,6 +17,7 @@ import dvt_timm
 from dvt_timm.offline import ImageError, fit_image, sample_views
 from dvt_timm.offline.solution import collect
 from dvt_timm.offline.windows import sample_windows
+from dvt_timm.positions import sample_position_windows
 
 SIZE = 160  # pixels, 10 x 10 patches
 
@@ -201,3 +202,18 @@ def test_the_models_mode_and_gradients_are_left_alone() -> None:
     views = collect(sample_views(model, photo(), num_views=1))
     assert not views.features.requires_grad
     assert model(images(64, 64)).requires_grad
+
+
+def test_positions_move_apart_from_the_picture() -> None:
+    """Crossed, the windows of both are drawn independently: which way one went says nothing of the other."""
+    model = create(FAMILIES["vit_small_patch14_dinov2.dvt"], dynamic_img_size=True)
+    moved = []
+    for seed in range(40):
+        stream = sample_views(model, photo(), num_views=24, kind="jitter+positions", seed=seed, size=70)
+        center = stream.windows.boxes[:-1].reshape(-1, 2, 2).mean(dim=1)
+        places = stream.positions.boxes[:-1].reshape(-1, 2, 2).mean(dim=1)
+        moved.append(torch.corrcoef(torch.stack([center[:, 0], places[:, 0]]))[0, 1])
+    together = torch.stack(moved).square().mean().sqrt()
+    assert together < 0.35  # chance alone: .21; two sequences with one seed: .86
+    alone = sample_views(model, photo(), num_views=24, kind="positions", seed=3, size=70).positions
+    assert torch.equal(alone.boxes[:-1], sample_position_windows(24, 3).boxes)

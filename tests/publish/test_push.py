@@ -164,6 +164,18 @@ class TestModels:
         assert card_of(hub, "me/plain").data.library_name == "timm"
         assert same_weights(timm.create_model("hf-hub:me/plain", pretrained=True), base)
 
+    def test_one_that_averages_over_positions(self, hub: Hub, base: Any) -> None:
+        model = timm.create_model(TINY, pretrained=True, denoiser={"positions": 2})
+        dvt_timm.push_to_hub(model, "me/averaged")
+        card = card_of(hub, "me/averaged")
+        assert "means over 2 views that move its positions" in card.content
+        assert "head of" not in card.content
+        assert card.data.library_name == "dvt-timm"
+        pulled = timm.create_model("hf-hub:me/averaged", pretrained=True)
+        assert type(pulled) is dvt_timm.AveragedVisionTransformer
+        assert pulled.denoiser.config == {"positions": 2}
+        assert same_weights(pulled, model)
+
     def test_plain_timm_is_not_promised_what_it_cannot_build(self, hub: Hub, base: Any) -> None:
         dvt_timm.push_to_hub(timm.create_model(TINY, pretrained=True, stride=8), "me/strided")
         assert card_of(hub, "me/strided").data.library_name == "dvt-timm"

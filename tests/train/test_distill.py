@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from training import GRID, SHORT, restated, teacher, weights
 
+from dvt_timm import denoise
 from dvt_timm.train import DistillStage, TrainConfig, distill, make_accelerator
 from dvt_timm.train.data import Stream, collate
 from dvt_timm.train.loop import Trainer
@@ -44,6 +45,20 @@ def test_stage_3_is_what_the_method_says(tmp_path: Path) -> None:
     for key, value in trainer.module.vit.state_dict().items():
         torch.testing.assert_close(value, student.state_dict()[key], rtol=1e-8, atol=1e-11)
     assert not torch.equal(student.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+
+
+def test_a_teacher_that_averages_over_positions(tmp_path: Path) -> None:
+    """It needs no head: what it knows goes into a plain backbone all the same."""
+    averaging = denoise(teacher(), positions=2)
+    stage = DistillStage(averaging, photos(tmp_path / "photos", 3))
+    sample = collate([stage.draw(i, torch.Generator().manual_seed(i)) for i in range(3)])
+    batch = stage.batch(sample)
+    tokens = averaging.forward_features(sample)[:, averaging.num_prefix_tokens :]
+    torch.testing.assert_close(batch.target, tokens.reshape(3, *GRID, -1))
+    assert stage.settings["positions"] == 2
+    assert type(stage.module.vit) is VisionTransformer
+    distill(averaging, photos(tmp_path / "more", 8), tmp_path / "run", SHORT)
+    assert type(timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)) is VisionTransformer
 
 
 class Forward(nn.Module):

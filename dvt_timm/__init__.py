@@ -5,11 +5,11 @@
 
 `list_variants` lists the names, `register_variant` adds one's own. timm's ViT, DeiT and EVA names take two more
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
-`{"grid_size": [h, w], "num_blocks": n}` for weights loaded later), and `stride`, the distance of two patches in pixels.
-`denoise` puts a head on a model that exists, `feature_maps` gives raw and denoised maps at once. `save_head`,
-`load_head` and `save_model` write and read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint`
-makes folders of the authors' files. `offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures,
-`viz` draws.
+`{"grid_size": [h, w], "num_blocks": n}` for weights loaded later) or `{"positions": n}` for means over views of the
+positions, and `stride`, the distance of two patches in pixels. `denoise` does it to a model that exists, `feature_maps`
+gives raw and denoised maps at once. `save_head`, `load_head` and `save_model` write and read them, `push_to_hub` takes
+them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files. `offline` is stage 1 of the
+method, `train` stages 2 and 3, `evaluate` measures, `viz` draws.
 """
 
 import sys

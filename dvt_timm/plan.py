@@ -113,7 +113,8 @@ def plan_of(request: Request) -> Plan:
         cfg = dataclasses.replace(cfg, **{key: getattr(target.base_cfg, key) for key in NOWHERE})
     backbone = _backbone(request, target, cfg, own)
     head, held = _head(request, target, cfg, backbone)
-    if variant is not None and head is not None and "global_pool" in options:
+    reads_norm = head is not None and not isinstance(head, Positions)
+    if variant is not None and reads_norm and "global_pool" in options:
         options.setdefault("use_fc_norm" if is_eva(request.arch) else "fc_norm", False)  # heads read what norm gives
     img_size = _set_img_size(options, cfg, target.base_cfg, stride)
     cfg = dataclasses.replace(cfg, fixed_input_size=not options["dynamic_img_size"])

@@ -11,7 +11,7 @@ it wrote.
 from .._util.errors import RunError
 from .._util.images import ImageError
 from .coords import image_grid
-from .fit import ImageFitter, Solver, ViewPairs, fit_image
+from .fit import ImageFitter, Solver, ViewPairs, fit_image, shared_artifact
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .mean import MeanSolver
 from .neural_field import NeuralFieldSolver
@@ -40,5 +40,6 @@ __all__ = [
     "image_grid",
     "open_store",
     "sample_views",
+    "shared_artifact",
     "unexplained",
 ]

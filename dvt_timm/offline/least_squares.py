@@ -1,8 +1,8 @@
 """Stage 1 in closed form: F on a grid, G per patch and a constant per view, in one linear least-squares problem.
 
-`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2 + kappa ||G||^2`, with G and o of
-mean 0. How it is solved: `normal_equations`. The prior on G is ours: without it F and G share slow gradients, and a
-slope in one is undone in the other. So is the constant per view: every view shifts all of its features a little, with
+`min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2 + kappa ||G - G_0||^2`, with G and
+o of mean 0. How it is solved: `normal_equations`. The prior on G is ours: without it F and G share slow gradients, and
+a slope in one is undone in the other. So is the constant per view: every view shifts all of its features a little, with
 its scale and its context. That they have mean 0 puts F on the level that the views agree on, which tells images apart
 better than that of the whole image, one view among them.
 
@@ -14,70 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .grid_field import Basis, GridField
+from .grid_field import GridField
 from .normal_equations import Layout, Solve, conjugate_gradients, data_matrix, factorized, left_out
 from .solution import Decomposition, Views, collect, unexplained
+from .sums import Sums, add_up, first_of
 
 CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # smoothness="auto" chooses among these
 HELD_OUT = 4  # as many views choose among them
-
-
-class _Sums:
-    """What the right-hand sides need of the features; views are added batch by batch and not kept."""
-
-    def __init__(self, nodes: tuple[int, int], first: Views) -> None:
-        self.nodes, self.grid = nodes, first.features.shape[1:]
-        self.dtype = torch.promote_types(first.features.dtype, torch.float32)
-        h, w, C = self.grid
-        reference = first.features[0].to(self.dtype).mean(dim=(0, 1))
-        self.reference = reference.nan_to_num(0, 0, 0)  # [C], taken off all features: less cancellation
-        options: dict[str, Any] = {"dtype": self.dtype, "device": first.features.device}
-        self.field = torch.zeros(nodes[0] * nodes[1], C, **options)  # B^T y
-        self.patches = torch.zeros(h * w, C, **options)  # added up over views
-        self.scratch = torch.empty(0, **options)
-        self.views: list[Tensor] = []  # [V, C], means over patches
-        self.places: list[Tensor] = []  # [V, P, 2]
-        self.power = 0.0  # squares of y, added up
-
-    def add(self, batch: Views) -> None:
-        """Add a batch; raise ValueError if a view has another grid or is not finite."""
-        if batch.features.shape[1:] != self.grid:
-            raise ValueError(
-                f"views must share one grid [h, w, C], got {list(self.grid)} and {list(batch.features.shape[1:])}"
-            )
-        y = self._centered(batch.features.flatten(1, 2))
-        means = y.mean(dim=1)
-        bad = (~means.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        if bad:
-            done = sum(map(len, self.places))
-            raise ValueError(
-                f"features of views {[done + i for i in bad]} hold NaN or Inf; compute them in float32, or check the "
-                "model's weights"
-            )
-        places = batch.xy.flatten(1, 2)
-        self.field += Basis.at(places.flatten(0, 1), self.nodes, self.dtype).scatter(y.flatten(0, 1))
-        self.patches += y.sum(dim=0)
-        self.views.append(means)
-        self.places.append(places)
-        self.power += float(torch.linalg.vector_norm(y, dim=2).double().square().sum())
-        self.last = batch.features[-1].to(self.dtype, copy=True)  # [h, w, C]; a part would keep the whole batch
-
-    def _centered(self, features: Tensor) -> Tensor:  # [b, P, C]
-        """Take the reference off, in memory that the next batch uses again: to get fresh memory takes longer."""
-        if self.scratch.shape != features.shape:
-            self.scratch = self.field.new_empty(features.shape)
-        return torch.sub(features, self.reference, out=self.scratch)
-
-    @property
-    def xy(self) -> Tensor:
-        """The places of all patches: [V, P, 2]."""
-        return torch.cat(self.places)
 
 
 @dataclass(frozen=True)
@@ -87,6 +35,7 @@ class PreparedSolver:
     layout: Layout
     smoothness: float
     solve: Solve
+    prior_artifact: Tensor | None = field(default=None, repr=False)
     _left_out: dict[int, Tensor] = field(default_factory=dict, repr=False)  # [P, P] float32, of views once left out
 
     @torch.no_grad()
@@ -99,7 +48,7 @@ class PreparedSolver:
         Raises:
             ValueError: if they lie elsewhere, their grids differ, or a feature is not finite.
         """
-        return self._finish(_add_up(views, self.layout.nodes))
+        return self._finish(add_up(views, self.layout.nodes, self.prior_artifact))
 
     @torch.no_grad()
     def semantics_without(self, view: int, features: Tensor, solution: Decomposition) -> Tensor:
@@ -140,7 +89,7 @@ class PreparedSolver:
         change = self._left_out[view].to(features.dtype) @ (rest - offset).flatten(0, 1)
         return semantics - offset / (V - 1) - change.reshape(features.shape)
 
-    def _finish(self, sums: _Sums) -> Decomposition:
+    def _finish(self, sums: Sums) -> Decomposition:
         xy = sums.xy
         if xy.shape != self.layout.xy.shape or not torch.equal(xy, self.layout.xy):
             raise ValueError(
@@ -164,6 +113,7 @@ class PreparedSolver:
         error = cost - self.smoothness * self._roughness(field) - prior
 
         artifact = artifact.reshape(sums.grid)
+        artifact = artifact if sums.prior is None else artifact + sums.prior.to(artifact)
         field = field + sums.reference + (per_view - over_patches @ field / P).mean(dim=0)  # so that o has mean 0
         semantics_at = GridField(field.reshape(*self.layout.nodes, -1))
         semantics = semantics_at(xy[-1]).reshape(sums.grid)
@@ -185,14 +135,15 @@ class PreparedSolver:
 @dataclass(frozen=True)
 class LeastSquaresSolver:
     """Stage 1 in closed form: `min over F, G, o:  sum_vp || B(x_vp) F + G_p + o_v - y_vp ||^2 + lambda ||grad F||^2 +
-    kappa ||G||^2`.
+    kappa ||G - G_0||^2`.
 
     F lives on a grid of nodes, bilinear in between; G and the constants o of the views have mean 0.
 
     Attributes:
         density: nodes of F per patch, in each direction, 0.5..16.
         smoothness: lambda, over 0 and below 1e6; or "auto": of a few values the one that predicts held-out views best.
-        prior_views: kappa, 0..1e6: as much as so many views without any artifact, G is pulled to 0; 0 for none.
+        prior_views: kappa, 0..1e6: as much as so many views of that artifact alone, G is pulled to G_0; 0 for none.
+        prior_artifact: G_0, [h, w, C], as `shared_artifact` finds it; 0 by default.
 
     Raises:
         ValueError: on values out of range.
@@ -201,12 +152,15 @@ class LeastSquaresSolver:
     density: float = 2.0
     smoothness: float | Literal["auto"] = 1.0
     prior_views: float = 0.0
+    prior_artifact: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.density, int | float) and 0.5 <= self.density <= 16):
             raise ValueError(f"density must be 0.5..16 nodes per patch, got {self.density!r}")
         if not (isinstance(self.prior_views, int | float) and 0 <= self.prior_views <= 1e6):
             raise ValueError(f"prior_views must be 0..1e6, got {self.prior_views!r}")
+        if self.prior_artifact is not None and not self.prior_views:
+            raise ValueError("prior_artifact counts for nothing with prior_views=0; pass prior_views=24, say")
         if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
             raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
 
@@ -223,8 +177,8 @@ class LeastSquaresSolver:
         """
         if self.smoothness == "auto":
             return self._fit_auto(views)
-        first, batches = _first_of(views)
-        sums = _add_up(batches, self._nodes(first.features.shape[1:3]))
+        first, batches = first_of(views)
+        sums = add_up(batches, self._nodes(first.features.shape[1:3]), self.prior_artifact)
         return self._prepare(sums.xy, first.features.shape[1:3])._finish(sums)
 
     def prepare(self, xy: Tensor) -> PreparedSolver:
@@ -266,13 +220,13 @@ class LeastSquaresSolver:
         matrix = data_matrix(layout) if layout.is_dense else None
         for value in values:
             solve = conjugate_gradients(layout, value) if matrix is None else factorized(matrix, layout.nodes, value)
-            yield PreparedSolver(layout, value, solve)
+            yield PreparedSolver(layout, value, solve, self.prior_artifact)
 
     def _fit_auto(self, views: Iterable[Views]) -> Decomposition:
         """Fit without the first views, choose the smoothness that predicts them best, fit all."""
-        first, batches = _first_of(views)
+        first, batches = first_of(views)
         grid = first.features.shape[1:3]
-        kept, everything = _Sums(self._nodes(grid), first), _Sums(self._nodes(grid), first)
+        kept, everything = (Sums(self._nodes(grid), first, self.prior_artifact) for _ in range(2))
         held: list[Views] = []
         for batch in batches:
             everything.add(batch)
@@ -288,23 +242,6 @@ class LeastSquaresSolver:
             scores[candidate.smoothness] = float(errors.sum())
         best = min(scores, key=lambda value: scores[value])
         return replace(self, smoothness=best)._prepare(everything.xy, grid)._finish(everything)
-
-
-def _first_of(views: Iterable[Views]) -> tuple[Views, Iterable[Views]]:
-    """Look at the first batch, and give all batches with it."""
-    batches = iter(views)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("no views given; pass the sampled ones and, last, the whole image")
-    return first, chain([first], batches)
-
-
-def _add_up(views: Iterable[Views], nodes: tuple[int, int]) -> _Sums:
-    first, batches = _first_of(views)
-    sums = _Sums(nodes, first)
-    for batch in batches:
-        sums.add(batch)
-    return sums
 
 
 def _check_places(xy: Tensor) -> None:  # [V, P, 2]

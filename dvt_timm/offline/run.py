@@ -147,9 +147,18 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
         "stride": list(fitter.model.patch_embed.proj.stride),
         "dtype": "float16" if half else "float32",
         "solver": repr(fitter.solver),
+        **_prior_artifact(fitter.solver),
         "views": fitter.settings,
         "view_pairs": fitter.view_pairs,
     }
+
+
+def _prior_artifact(solver: Any) -> dict[str, str]:
+    """Hash the artifact that a solver pulls to, if it has one."""
+    prior = getattr(solver, "prior_artifact", None)
+    if prior is None:
+        return {}
+    return {"prior_artifact_sha256": hashlib.sha256(prior.detach().double().cpu().numpy().tobytes()).hexdigest()}
 
 
 def _weights_file(model: Any) -> dict[str, str]:

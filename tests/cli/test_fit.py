@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -152,7 +151,7 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         (["photos", "--size", "20"], "size must be at least two patches, 28 pixels, got 20"),
         (["photos", "--smoothness", "auto"], 'smoothness="auto" holds 4 views out and needs at least 7, got 4'),
         (["photos", "--field-steps", "20"], "--field-steps is of --solver neural-field"),
-        (["photos", "--solver", "neural-field", "--density", "2"], "--density are of --solver least-squares"),
+        (["photos", "--solver", "neural-field", "--density", "2"], "--density is of --solver least-squares"),
         (["photos", "--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
     ):
         assert run(*arguments) == 2
@@ -235,7 +234,7 @@ def test_the_kinds_of_views_are_the_librarys() -> None:
     """The command line names them without importing torch."""
     assert get_args(Kind) == stage1.KINDS
     for kind in stage1.KINDS:
-        arguments = argparse.Namespace(kind=kind, solver=None, density=None, smoothness=None, field_steps=None, seed=0)
+        arguments = cli._parser().parse_args(["fit", "a.jpg", "--kind", kind])
         assert stage1.solver_of(arguments) == default_solver(kind)
 
 

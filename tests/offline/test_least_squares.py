@@ -161,6 +161,40 @@ def test_auto_chooses_by_held_out_views() -> None:
     torch.testing.assert_close(fixed.semantics, chosen.semantics)
 
 
+def test_a_prior_artifact_is_what_the_artifact_is_pulled_to() -> None:
+    """Found in one image it leaves another's alone where it is right, and F comes back from a handful of views."""
+    xy = places(6, "jitter")
+    views, _, artifact = planted(xy, noise=0.3)
+    known = artifact + 7  # its level is nothing
+    solver = LeastSquaresSolver(prior_views=20.0, prior_artifact=known)
+    solution = solver.fit(views)
+    beside = LeastSquaresSolver(prior_views=20.0).fit(Views(views.features - artifact, xy))  # written out
+    torch.testing.assert_close(solution.semantics, beside.semantics)
+    torch.testing.assert_close(solution.artifact, beside.artifact + artifact)
+    parts = solution.semantics + solution.artifact + solution.residual
+    torch.testing.assert_close(parts, views.features[-1])
+    torch.testing.assert_close(solution.raw, views.features[-1])
+    prepared = solver.prepare(xy)
+    torch.testing.assert_close(prepared.fit(batches(views, 2)).semantics, solution.semantics)
+    rest = list(range(1, 7))
+    alone = solver.fit(Views(views.features[rest], xy[rest])).semantics_at(xy[0])
+    torch.testing.assert_close(prepared.semantics_without(0, views.features[0], solution), alone, rtol=0, atol=1e-6)
+    free = LeastSquaresSolver().fit(views)
+    assert (solution.artifact - artifact).norm() < 0.7 * (free.artifact - artifact).norm()
+    assert LeastSquaresSolver(0.5, "auto", 3.0, known).fit(planted(places(12))[0]).stats["prior_views"] == 3.0
+
+
+def test_a_prior_artifact_that_does_not_fit() -> None:
+    views, _, artifact = planted(places(6))
+    with pytest.raises(ValueError, match="counts for nothing with prior_views=0"):
+        LeastSquaresSolver(prior_artifact=artifact)
+    solver = LeastSquaresSolver(prior_views=5, prior_artifact=artifact[:3])
+    with pytest.raises(ValueError, match=r"must be \[h, w, C\] = \[5, 6, 4\] as the views, got \[3, 6, 4\]"):
+        solver.fit(views)
+    with pytest.raises(ValueError, match="prior_artifact holds NaN or Inf"):
+        LeastSquaresSolver(prior_views=5, prior_artifact=artifact * torch.nan).fit(views)
+
+
 def test_places_that_no_view_covers_are_filled_smoothly() -> None:
     xy = places(12) * torch.tensor([0.5, 1.0])  # nothing lies on the right half
     views, _, _ = planted(xy)

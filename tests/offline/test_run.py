@@ -98,6 +98,14 @@ def test_other_weights_solvers_and_dtypes_are_refused(tmp_path: Path) -> None:
     other.solver = LeastSquaresSolver(smoothness=2.0)
     with pytest.raises(RunError, match="solver is"):
         fit_store(other, paths, tmp_path / "store")
+    for level, folder in ((1.0, "store"), (1.0, "pulled"), (2.0, "pulled")):
+        prior = level * torch.arange(4.0 * 4 * 64).reshape(4, 4, 64).remainder(7)
+        other.solver = LeastSquaresSolver(prior_views=2, prior_artifact=prior)
+        if (level, folder) == (1.0, "pulled"):
+            fit_store(other, paths, tmp_path / folder)
+        else:
+            with pytest.raises(RunError, match="prior_artifact_sha256 is"):
+                fit_store(other, paths, tmp_path / folder)
     with pytest.raises(RunError, match="dtype is 'float32', not 'float16'"):
         fit_store(fitter(), paths, tmp_path / "store", half=True)
 

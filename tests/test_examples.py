@@ -148,8 +148,24 @@ def test_denoising_benchmark(tmp_path: Path) -> None:
     (tmp_path / "spair/PairAnnotation/test").mkdir(parents=True)
     (tmp_path / "spair/PairAnnotation/test/0.json").write_text(json.dumps(pair))
     names = ["jitter:2", "jitter:4", "jitter:4/mean", "jitter:4/slow3+smooth8", "positions@0.3:2", "head"]
+    names.append("jitter:4/shared4")
     names.append("head:weights/demo/head.safetensors")
-    few = ["--size", "112", "--train", "2", "--test", "1", "--fit", "1", "--leak-test", "1", "--rows", *names]
+    few = [
+        "--calibrate",
+        str(ROOT / "examples/data"),
+        "--size",
+        "112",
+        "--train",
+        "2",
+        "--test",
+        "1",
+        "--fit",
+        "1",
+        "--leak-test",
+        "1",
+        "--rows",
+        *names,
+    ]
     for measure, data in (("planted", "camvid"), ("backdrops", "voc"), ("keypoints", "spair"), ("leakage", "photos")):
         folder = ROOT / "examples/data" if data == "photos" else tmp_path / data
         options = [f"--{data}", str(folder), "--cache", str(tmp_path / "cache"), *few]

@@ -10,6 +10,7 @@ Rows are
     KIND:VIEWS/OPTIONS           the closed form with, joined by +,
         smoothN                  smoothness N
         priorN                   `prior_views` N
+        sharedN                  the same, pulled to the `shared_artifact` of the calibrating images (--calibrate)
         slowN                    a G that holds none of its N slowest waves a side
         without                  no G at all
 
@@ -34,14 +35,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dvt_timm
-from dvt_timm.offline import LeastSquaresSolver, MeanSolver, Views, sample_views
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, MeanSolver, Views, sample_views, shared_artifact
 from dvt_timm.offline.grid_field import Basis
 from dvt_timm.offline.normal_equations import Layout, data_matrix, factorized
 from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
 
 RAW, HEAD = "raw", "head"
-WAY = re.compile(r"mean|(smooth[\d.]+|prior[\d.]+|slow\d+|without)(\+(smooth[\d.]+|prior[\d.]+|slow\d+|without))*")
+OPTION = r"(smooth[\d.]+|prior[\d.]+|shared[\d.]+|slow\d+|without)"
+WAY = re.compile(rf"mean|{OPTION}(\+{OPTION})*")
 STAGE_1 = re.compile(
     r"(?P<kind>jitter\+positions|jitter|crops|positions)(@(?P<range>[\d.]+))?:(?P<views>\d+)(/(?P<way>\S+))?"
 )
@@ -89,7 +91,14 @@ def parsed(row: str) -> Row | None:
 class Rows:
     """Maps of images by row, as the model is at that moment; each computed once."""
 
-    def __init__(self, rows: Sequence[str], folder: Path, size: int, autocast: torch.dtype) -> None:
+    def __init__(
+        self,
+        rows: Sequence[str],
+        folder: Path,
+        size: int,
+        autocast: torch.dtype,
+        calibration: Sequence[Image.Image | Path] = (),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size, self.autocast = folder, size, autocast
         self.model = timm.create_model(MODEL, pretrained=True, num_classes=0, img_size=size).eval()
@@ -100,6 +109,8 @@ class Rows:
             for row in (HEAD, *rows)
             if row.partition(":")[0] == HEAD
         }
+        self.calibration = calibration
+        self.shared: dict[str, Tensor] = {}  # by row and position embedding
         self.ways: dict[str, Callable[[Views], Tensor]] = {}
         self.family: Any = None  # whose ways are at hand: each holds a factor of up to 0.3 GB
 
@@ -147,7 +158,20 @@ class Rows:
             part = subset(views, row.num_views)
             if name not in self.ways:
                 self.ways[name] = way(row, part.xy)
+            if "shared" in (row.way or ""):
+                shared = self._shared(name, row)
+                part = Views(part.features - shared, part.xy)
             self._kept(name, image, lambda fit=self.ways[name], part=part: fit(part))
+
+    def _shared(self, name: str, row: Row) -> Tensor:  # [h, w, C]
+        """What the calibrating images share as the model is now; to pull to it is to take it off and pull to 0."""
+        if not self.calibration:
+            raise SystemExit(f"{name} needs --calibrate DIR, a folder of photos")
+        key = name + hashlib.sha256(self.model.pos_embed.detach().numpy().tobytes()).hexdigest()
+        if key not in self.shared:
+            options = {"size": self.size, "num_views": row.num_views, "autocast": self.autocast, **row.options}
+            self.shared[key] = shared_artifact(ImageFitter(self.model, **options), self.calibration)
+        return self.shared[key]
 
 
 def way(row: Row, xy: Tensor) -> Callable[[Views], Tensor]:
@@ -157,7 +181,7 @@ def way(row: Row, xy: Tensor) -> Callable[[Views], Tensor]:
     if row.way == "mean":
         return aligned_mean
     options = dict(re.findall(r"([a-z]+)([0-9.]*)", row.way or ""))
-    smoothness, prior = float(options.get("smooth", 1)), float(options.get("prior", 0))
+    smoothness, prior = float(options.get("smooth", 1)), float(options.get("prior", options.get("shared", 0)))
     h, w = xy.shape[1:3]
     if "without" in options or "slow" in options:
         return without_waves(xy, waves(h, w, int(options.get("slow") or max(h, w))), smoothness)

@@ -60,7 +60,8 @@ def renamed(method: FunctionType, name: str) -> FunctionType:
 class Cleaned(_TimmViT):
     """What every model with clean maps shares; it comes before the timm class among their bases.
 
-    `denoiser` is the module that makes them clean; its `config` is the JSON-friendly argument that rebuilds it.
+    `denoiser` is the module that makes them clean; its `config` is the JSON-friendly argument that rebuilds it. A method
+    `_raw_and_clean` gives the tokens after the final norm, as the backbone has them and clean, from one pass.
     """
 
     __jit_unused_properties__ = ("_model_args",)
@@ -86,16 +87,12 @@ class Cleaned(_TimmViT):
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """The arguments that rebuild the model, which timm records here; the head's shape is always among them."""
+        """The arguments that rebuild the model, which timm records here; the denoiser's is always among them."""
         return dict(self.__dict__.get("_model_args", {}), denoiser=self.denoiser.config)
 
     @_model_args.setter
     def _model_args(self, value: dict[str, Any]) -> None:
         self.__dict__["_model_args"] = value
-
-    def _raw_and_clean(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, prefix + H * W, C] both
-        """Compute the tokens after the final norm, as the backbone gives them and clean, in one pass."""
-        raise NotImplementedError
 
 
 def as_plain(model: Any) -> Any:

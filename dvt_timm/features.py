@@ -53,12 +53,10 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     tokens, clean = raw_and_clean(inner, images)
     grid = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     prefix = tokens[:, : inner.num_prefix_tokens]
-    raw, denoised = (None if t is None else _as_maps(t[:, inner.num_prefix_tokens :], grid) for t in (tokens, clean))
-    assert raw is not None
     has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
     return FeatureMaps(
-        raw=raw,
-        denoised=denoised,
+        raw=_as_maps(tokens[:, inner.num_prefix_tokens :], grid),
+        denoised=None if clean is None else _as_maps(clean[:, inner.num_prefix_tokens :], grid),
         class_token=prefix[:, 0] if has_class else None,
         register_tokens=prefix[:, int(has_class) :],
     )

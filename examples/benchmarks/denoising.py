@@ -150,7 +150,9 @@ def images_of(folder: Path, pair: Mapping[str, object]) -> Path:
 
 
 def measure_leakage(rows: Rows, arguments: argparse.Namespace) -> None:
-    paths = spread(arguments.photos, arguments.fit + arguments.leak_test)
+    count = arguments.fit + arguments.leak_test
+    every = spread(arguments.photos, len(images_in(arguments.photos)))
+    paths = [path for path in every if path not in rows.calibration][:count]
     print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.leak_test}\n")
     table = {}
     for row in dict.fromkeys((RAW, *arguments.rows)):

@@ -7,8 +7,8 @@ Rows are
     KIND:VIEWS                   F of stage 1 with so many views of a kind, by the solver that goes with it
     KIND@SHIFT:VIEWS             with jitter's shift, or positions' shortest side
     KIND:VIEWS/mean              the mean of the aligned views
-    KIND:VIEWS/OPTIONS           the closed form with, joined by +,
-        smoothN                  smoothness N
+    KIND:VIEWS/OPTION            the closed form with
+        smoothN                  smoothness N, also behind the others: slow3+smooth8
         priorN                   `prior_views` N
         sharedN                  the same, pulled to the `shared_artifact` of the calibrating images (--calibrate)
         slowN                    a G that holds none of its N slowest waves a side
@@ -42,8 +42,8 @@ from dvt_timm.offline.run import fingerprint
 from dvt_timm.offline.solution import collect
 
 RAW, HEAD = "raw", "head"
-OPTION = r"(smooth[\d.]+|prior[\d.]+|shared[\d.]+|slow\d+|without)"
-WAY = re.compile(rf"mean|{OPTION}(\+{OPTION})*")
+SMOOTH = r"smooth[\d.]+"
+WAY = re.compile(rf"mean|{SMOOTH}|(prior[\d.]+|shared[\d.]+|slow\d+|without)(\+{SMOOTH})?")
 STAGE_1 = re.compile(
     r"(?P<kind>jitter\+positions|jitter|crops|positions)(@(?P<range>[\d.]+))?:(?P<views>\d+)(/(?P<way>\S+))?"
 )
@@ -135,6 +135,8 @@ class Rows:
         digest = hashlib.sha256(f"{self.weights} {row} {self.size} {self.autocast} {image.size}".encode())
         digest.update(self.model.pos_embed.detach().numpy().tobytes())
         digest.update(image.tobytes())
+        if "shared" in row:
+            digest.update(" ".join(map(str, self.calibration)).encode())
         return self.folder / f"{digest.hexdigest()[:20]}.safetensors"
 
     @torch.inference_mode()

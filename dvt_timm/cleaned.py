@@ -60,8 +60,8 @@ def renamed(method: FunctionType, name: str) -> FunctionType:
 class Cleaned(_TimmViT):
     """What every model with clean maps shares; it comes before the timm class among their bases.
 
-    `denoiser` is the module that makes them clean; its `config` is the JSON-friendly argument that rebuilds it. A method
-    `_raw_and_clean` gives the tokens after the final norm, as the backbone has them and clean, from one pass.
+    `denoiser` is the module that makes them clean; its `config` is the JSON-friendly argument that rebuilds it. The
+    method `_raw_and_clean` gives the tokens after the final norm, as the backbone has them and clean, from one pass.
     """
 
     __jit_unused_properties__ = ("_model_args",)

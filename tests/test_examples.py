@@ -152,7 +152,7 @@ def test_denoising_benchmark(tmp_path: Path) -> None:
     names.append("head:weights/demo/head.safetensors")
     few = [
         "--calibrate",
-        str(ROOT / "examples/data"),
+        str(tmp_path / "camvid/train"),
         "--size",
         "112",
         "--train",

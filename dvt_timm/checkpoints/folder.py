@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from .._util.files import CONFIG_NAME, WEIGHTS_NAME, replacing, write_json
+from .._util.files import CONFIG_NAME, WEIGHTS_NAME, write_json
 from .._util.modules import COMPILED
+from .._util.tensors import save_tensors
 
 
 def write_folder(folder: Path, module: nn.Module, config: Mapping[str, Any], metadata: dict[str, str]) -> Path:
@@ -21,12 +20,3 @@ def write_folder(folder: Path, module: nn.Module, config: Mapping[str, Any], met
     save_tensors(state, folder / WEIGHTS_NAME, metadata)
     write_json(folder / CONFIG_NAME, config)
     return folder
-
-
-def save_tensors(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; raise OSError if it cannot be written."""
-    with replacing(target) as path:
-        try:
-            save_file(tensors, path, metadata)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"cannot write {target}: {error}") from error

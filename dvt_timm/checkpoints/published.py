@@ -13,11 +13,11 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from .._util.files import sha256_of
+from .._util.tensors import save_tensors
 from ..head import DenoiserHead, HeadSource
 from ..hub import client as hub
 from ..manifest import Embedded, Own, Published, Weights, weights_path
 from ..names import plain_model
-from .folder import save_tensors
 from .heads import head_from_state, load_head, refused, save_head
 from .models import save_model
 from .tensors import check_finite, kind_of, read_pickle, read_tensors

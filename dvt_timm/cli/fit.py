@@ -50,8 +50,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fill the store."""
-    from ..offline import fit_store, open_store
-    from ..offline.run import Team
+    from ..offline import Team, fit_store, open_store
     from .inputs import find_listed
     from .models import load_model
 
@@ -63,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         stage1.fitter_of(model, arguments, progress=len(targets) == 1),
         [*missing, *targets],
         arguments.out,
+        calibrate=arguments.calibrate,
         half=arguments.half,
         team=team,
         finished=_panel_writer(targets) if arguments.panel else None,

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import viz
-from .._util.files import replacing, sha256_of
+from .._util.files import sha256_of
 from .._util.images import (
     ImageError,
     Preprocessing,
@@ -27,6 +26,7 @@ from .._util.images import (
     read_image,
     save_picture,
 )
+from .._util.tensors import save_tensors
 from .._version import __version__
 from ..features import feature_maps
 from ..names import name_of
@@ -131,8 +131,7 @@ def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], pane
     maps_file, panel_file = _files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     panel_file.unlink(missing_ok=True)  # an older one beside new maps would pass for theirs
-    with replacing(maps_file) as path:
-        save_file(maps, path, metadata)
+    save_tensors(maps, maps_file, metadata)
     save_picture(panel, panel_file)
     return panel_file
 

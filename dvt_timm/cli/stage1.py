@@ -14,7 +14,7 @@ KINDS = ("jitter", "crops", "positions", "jitter+positions")
 OPTIONS = (
     *("views", "view_pairs", "kind", "size", "keep_aspect", "layer", "edge_to_edge", "view_batch", "autocast"),
     *("zoom", "shift", "sides"),
-    *("solver", "smoothness", "density", "prior_views", "field_steps"),
+    *("solver", "smoothness", "density", "prior_views", "calibrate", "field_steps"),
 )
 
 
@@ -98,7 +98,15 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
         "--prior-views",
         type=float,
         metavar="X",
-        help="pull the closed form's G to 0, as much as so many views without artifact (default: 0)",
+        help="pull the closed form's G to what images share, or with --calibrate 0 to nothing, as much as so many "
+        "views would (default: 24, or 0)",
+    )
+    solver.add_argument(
+        "--calibrate",
+        type=int,
+        metavar="N",
+        help="find what artifacts share on so many images first (default: 40 of jitter, if there are as many, the "
+        "images are squeezed to squares and --prior-views is not given; 0 otherwise)",
     )
     solver.add_argument(
         "--field-steps", type=positive, metavar="N", help="steps that fit the neural field (default: 25,000)"
@@ -115,7 +123,7 @@ def _smoothness(text: str) -> float | str:
 def check(arguments: argparse.Namespace) -> None:
     """Raise CommandError where an option is of the other solver."""
     solver = _solver_name(arguments)
-    for option in ("smoothness", "density", "prior_views"):
+    for option in ("smoothness", "density", "prior_views", "calibrate"):
         if getattr(arguments, option) is not None and solver != "least-squares":
             name = option.replace("_", "-")
             raise CommandError(f"--{name} is of --solver least-squares; leave it out, or choose that")

@@ -93,7 +93,7 @@ def _train_online(arguments: argparse.Namespace) -> None:
     paths = images_of(arguments.online, arguments.out)
     config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], len(paths))
     model = load_model(arguments.base, None, str(accelerator.device))
-    pairs = OnlinePairs(paths, stage1.fitter_of(model, arguments, progress=False))
+    pairs = OnlinePairs(paths, stage1.fitter_of(model, arguments, progress=False), arguments.calibrate)
     _train(pairs, arguments.base, config, accelerator, arguments)
 
 

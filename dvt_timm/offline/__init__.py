@@ -10,14 +10,16 @@ it wrote.
 
 from .._util.errors import RunError
 from .._util.images import ImageError
+from .calibration import shared_artifact
 from .coords import image_grid
-from .fit import ImageFitter, Solver, ViewPairs, fit_image, shared_artifact
+from .fit import ImageFitter, Solver, ViewPairs, fit_image
 from .least_squares import LeastSquaresSolver, PreparedSolver
 from .mean import MeanSolver
 from .neural_field import NeuralFieldSolver
-from .run import Team, fit_store
+from .run import fit_store
 from .solution import Decomposition, Views, unexplained
 from .store import FeatureStore, open_store
+from .team import Team
 from .views import ViewStream, sample_views
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from inspect import signature
 from os import PathLike
 from typing import Any, NamedTuple, Protocol
@@ -96,6 +95,10 @@ class ImageFitter:
         stream = self.views_of(image)
         return self._solver(stream).fit(stream)
 
+    def with_solver(self, solver: Solver) -> ImageFitter:
+        """Give a fitter of the same views with another solver; raises as the class does."""
+        return ImageFitter(self.model, solver, view_pairs=self.view_pairs, **self.views)
+
     def views_of(self, image: Image.Image | str | PathLike[str]) -> ViewStream:
         """Give the views that the solver will see, none of them computed yet; raises as `sample_views` does."""
         return sample_views(self.model, image, **self.views)
@@ -173,37 +176,6 @@ def fit_image(
         TypeError, ValueError: as `sample_views` and the solver.
     """
     return ImageFitter(model, solver, num_views=num_views, seed=seed, **views)(image)
-
-
-def shared_artifact(fitter: ImageFitter, images: Iterable[Image.Image | str | PathLike[str]]) -> Tensor:
-    """Average the artifacts of some images: what the images of a model have in common, for `prior_artifact`.
-
-    >>> shared = shared_artifact(ImageFitter(model), photos[:12])
-    >>> fitter = ImageFitter(model, LeastSquaresSolver(prior_views=24, prior_artifact=shared))
-
-    What F and G of one image cannot tell apart, slow gradients, averages out over a dozen images of different content.
-
-    Args:
-        fitter: in closed form; its solver's prior is left out.
-        images: about a dozen, of any mode, or their paths.
-
-    Returns:
-        [h, w, C], of mean 0 over the patches.
-
-    Raises:
-        TypeError: if the fitter's solver is not the closed form.
-        ValueError: if there are no images, or their grids differ (`keep_aspect`).
-        ImageError, ...: as the fitter.
-    """
-    if not isinstance(fitter.solver, LeastSquaresSolver):
-        raise TypeError(f"the shared artifact is that of LeastSquaresSolver, got {fitter.solver!r}")
-    solver = replace(fitter.solver, prior_views=0.0, prior_artifact=None)
-    free = ImageFitter(fitter.model, solver, **fitter.views)
-    artifacts = [free(image).artifact for image in images]
-    shapes = {tuple(artifact.shape) for artifact in artifacts}
-    if len(shapes) != 1:
-        raise ValueError(f"the artifacts of {len(artifacts)} images have the shapes {sorted(shapes)}; one is needed")
-    return torch.stack(artifacts).mean(dim=0)
 
 
 def _keeping(views: Iterable[Views], wanted: Sequence[int], kept: list[Views]) -> Iterator[Views]:

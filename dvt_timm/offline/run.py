@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,55 +13,29 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .._util.errors import RunError
 from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
 from ..manifest import published_variants
 from ..names import name_of
+from .calibration import ARTIFACT, UNFIT, calibrated, images_to_calibrate_on, pulling
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
-from .store import FORMAT, PAIRS_CLEAN, PAIRS_RAW, SHARD_BYTES, StoreWriter, done_in, finish, writing
+from .store import (
+    CALIBRATED_ON,
+    FORMAT,
+    PAIRS_CLEAN,
+    PAIRS_RAW,
+    SHARD_BYTES,
+    StoreWriter,
+    calibrated_on,
+    done_in,
+    finish,
+    writing,
+)
+from .team import Team
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
-
-UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
-WAITING = timedelta(days=7)  # how long a process waits for the others: images take unequal times
-
-
-class Team:
-    """The processes that share the work: one, or those that `accelerate launch` started.
-
-    Raises:
-        ImportError: if there are several and accelerate is not installed.
-    """
-
-    def __init__(self, device: str | None = None) -> None:
-        """Join the others; `device` "cpu" keeps off the GPUs."""
-        self.rank, self.size, self._state = 0, 1, None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            try:
-                from accelerate import PartialState
-            except ImportError as error:
-                raise ImportError("several processes need accelerate; pip install 'dvt-timm[train]'") from error
-            self._state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=WAITING)
-            self.rank, self.size = self._state.process_index, self._state.num_processes
-
-    @property
-    def device(self) -> str | None:
-        """The device of this process, None where it is alone."""
-        return None if self._state is None else str(self._state.device)
-
-    def wait(self) -> None:
-        """Wait for all the others."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-
-    def gather(self, values: dict[str, str]) -> dict[str, str]:
-        """Give every process what all of them have."""
-        if self._state is None:
-            return values
-        from accelerate.utils import gather_object
-
-        return {key: value for part in gather_object([values]) for key, value in part.items()}
 
 
 def fit_store(
@@ -71,6 +43,7 @@ def fit_store(
     images: Sequence[str | PathLike[str]],
     folder: str | PathLike[str],
     *,
+    calibrate: int | None = None,
     half: bool = False,
     shard_bytes: int = SHARD_BYTES,
     team: Team | None = None,
@@ -84,6 +57,9 @@ def fit_store(
         fitter: model, views and solver.
         images: files; one of the same content as another is taken once.
         folder: the store's, made if it does not exist.
+        calibrate: on how many of the images the artifact that all share is found first, to which the closed form then
+            pulls each image's (`shared_artifact`); 0 for none. By default the store's number, and in a new one 40, if
+            there are as many images, the solver is the closed form without a prior, and views are jittered squares.
         half: keep float16 rather than float32.
         shard_bytes: a shard is closed once it is as large.
         team: the processes that share the work, this one alone by default.
@@ -95,12 +71,18 @@ def fit_store(
         Images that were skipped, and why.
 
     Raises:
+        ValueError: if `calibrate` does not go with the fitter.
         RunError: if the folder holds other things, a store of other settings, or a damaged one.
         BlockingIOError: if another run is writing to it.
         OSError: if it cannot be written.
     """
     team, folder = team or Team(), Path(folder)
     failures: dict[str, str] = {}
+    if calibrate is None:
+        calibrate = calibrated_on(folder)
+    if calibrate is None:
+        calibrate = images_to_calibrate_on(fitter, len(images))
+    fitter = pulling(fitter, calibrate)
 
     def skip(path: Path, reason: str) -> None:
         failures[printable(path)] = reason
@@ -109,11 +91,15 @@ def fit_store(
 
     with ExitStack() as stack:
         if team.rank == 0:
-            stack.enter_context(writing(folder, settings_of(fitter, half)))
+            stack.enter_context(writing(folder, settings_of(fitter, half, calibrate)))
         team.wait()
         done = done_in(folder)
         team.wait()  # all have seen the same before anything is added
-        todo = _unique(map(Path, images), done, skip if team.rank == 0 else lambda *_: None)
+        todo = unique(map(Path, images), done, skip if team.rank == 0 else lambda *_: None)
+        if calibrate:
+            if done and not (folder / ARTIFACT).exists():
+                raise RunError(f"{folder / ARTIFACT}, which the images of this store share, is gone; fit another store")
+            fitter = calibrated(fitter, todo, calibrate, folder, team, progress and team.rank == 0)
         writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
         for path, sha256 in bar:
@@ -136,8 +122,8 @@ def fit_store(
     return failures
 
 
-def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
-    """Collect the settings on which two runs into one store must agree."""
+def settings_of(fitter: ImageFitter, half: bool, calibrate: int = 0) -> dict[str, Any]:
+    """Collect the settings on which two runs into one store must agree; those of calibration before it was done."""
     cfg = getattr(fitter.model, "pretrained_cfg", None) or {"architecture": type(fitter.model).__name__}
     return {
         "format": FORMAT,
@@ -150,6 +136,7 @@ def settings_of(fitter: ImageFitter, half: bool) -> dict[str, Any]:
         **_prior_artifact(fitter.solver),
         "views": fitter.settings,
         "view_pairs": fitter.view_pairs,
+        **({CALIBRATED_ON: calibrate} if calibrate else {}),
     }
 
 
@@ -183,7 +170,7 @@ def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.",
     return digest.hexdigest()
 
 
-def _unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
+def unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], None]) -> list[tuple[Path, str]]:
     """Find the images that are not done, each content once, with its SHA-256."""
     todo: dict[str, Path] = {}
     for path in images:

@@ -2,6 +2,7 @@
 
 A store is a folder:
 - `store.json`: the settings; a run with others is refused.
+- `artifact.safetensors`: what the artifacts of all images were pulled to, if the run was calibrated (`calibration`).
 - `shard-<hash>.safetensors`: for each of some images `<sha256>.raw` and `<sha256>.clean` [h, w, C], with N view pairs
   also `<sha256>.pairs.raw` and `<sha256>.pairs.clean` [1 + N, h, w, C]; and in the metadata, as JSON, where the images
   lay and what the solver says of them.
@@ -23,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .._util.errors import RunError
-from .._util.files import alone_in, read_json, remove_scratch, replacing, write_json
+from .._util.files import alone_in, read_json, remove_scratch, write_json
 from .._util.images import printable
+from .._util.tensors import save_tensors
 from .._version import __version__
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
-OWN_FILES = r"store\.json|index\.json|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
+CALIBRATED_ON = "calibrated_on"  # of the settings: a number of images
+OWN_FILES = r"(store|index)\.json|artifact\.safetensors|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
 PAIRS_RAW, PAIRS_CLEAN = "pairs.raw", "pairs.clean"
 FORMAT = 2
 SHARD_BYTES = 256 << 20  # a shard is closed once it is as large
@@ -206,6 +208,14 @@ def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES
     write_json(folder / INDEX, {"images": images, "skipped": skipped})
 
 
+def calibrated_on(folder: Path) -> int | None:
+    """Read on how many images the shared artifact of a store is found, 0 for none; None if there is no store."""
+    try:
+        return int(read_json(folder / SETTINGS).get(CALIBRATED_ON, 0))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def done_in(folder: Path) -> set[str]:
     """Collect the SHA-256 of every image that a store holds.
 
@@ -253,11 +263,7 @@ def _entries_of(file: Path) -> list[Entry]:
 
 def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> None:
     metadata = {"version": __version__, "images": json.dumps(records)}
-    try:
-        with replacing(target) as path:
-            save_file(maps, path, metadata)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{target}: {error}") from error
+    save_tensors(maps, target, metadata)
 
 
 def _merge(folder: Path, files: list[Path]) -> None:

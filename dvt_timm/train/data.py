@@ -16,8 +16,9 @@ from torch import Tensor
 from .._util.files import sha256_of
 from .._util.images import ImageError, Preprocessing, check_aspect, read_image
 from .._util.threads import made_ahead
-from ..offline import Decomposition, ImageFitter, ViewPairs
-from ..offline.run import seed_of, settings_of
+from ..offline import Decomposition, ImageFitter, Team, ViewPairs
+from ..offline.calibration import calibrated, images_to_calibrate_on, pulling
+from ..offline.run import seed_of, settings_of, unique
 from ..offline.store import check_pair
 
 Sample = Any  # a tensor, or a tuple of tensors
@@ -39,14 +40,28 @@ class Samples(Protocol):
 class OnlinePairs:
     """Pairs (raw, clean) [h, w, C] whose targets are solved each time that they are asked for.
 
+    Args:
+        paths: of images.
+        fitter: model, views and solver.
+        calibrate: as `fit_store` takes it; by default 40, or 0, as in a new store.
+
     Raises:
+        ValueError: if `calibrate` does not go with the fitter.
         ImageError: when a pair is asked for whose image cannot be read.
         IndexError: when one is asked for that the image does not have.
     """
 
-    def __init__(self, paths: Sequence[str | PathLike[str]], fitter: ImageFitter) -> None:
-        self.paths, self.fitter = list(map(Path, paths)), fitter
-        self.settings = settings_of(fitter, half=False)  # a store of them would have the same
+    def __init__(self, paths: Sequence[str | PathLike[str]], fitter: ImageFitter, calibrate: int | None = None) -> None:
+        self.paths = list(map(Path, paths))
+        self.calibrate = images_to_calibrate_on(fitter, len(self.paths)) if calibrate is None else calibrate
+        self.fitter = pulling(fitter, self.calibrate)
+        self.settings = settings_of(self.fitter, False, self.calibrate)  # a store of them would have the same
+
+    def prepare(self, folder: Path, team: Team, progress: bool = False) -> None:
+        """Find what the images share, or read it from the folder, and pull to it from now on."""
+        if self.calibrate:
+            images = unique(self.paths, set(), skip=lambda *_: None)
+            self.fitter = calibrated(self.fitter, images, self.calibrate, folder, team, progress)
 
     def __len__(self) -> int:
         return len(self.paths)

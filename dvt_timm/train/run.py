@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from os import PathLike
@@ -14,7 +14,7 @@ import torch
 from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
 from ..cleaned import Cleaned
 from ..offline import FeatureStore
-from ..offline.run import WAITING
+from ..offline.team import WAITING, Team
 from ..publish.card import eval_results, render_card
 from .config import TrainConfig
 from .data import OnlinePairs
@@ -25,7 +25,7 @@ from .loop import Trainer
 from .stage import Stage
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
-OWN_FILES = r"checkpoint\.pt|model\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
+OWN_FILES = r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
 DIGITS = 4  # of a metric, behind the point
 FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
 
@@ -87,8 +87,14 @@ def train_denoiser(
         OSError: if it cannot be written; the last checkpoint is intact.
         RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
     """
+    accelerator = accelerator or make_accelerator(config)
     stage = DenoiserStage(samples, base, seed=config.seed, **options)
-    _run(stage, Path(run), config, accelerator or make_accelerator(config), progress)
+
+    def calibrate() -> None:
+        if isinstance(samples, OnlinePairs):
+            samples.prepare(Path(run), Team(accelerator.device.type), progress and accelerator.is_main_process)
+
+    _run(stage, Path(run), config, accelerator, progress, calibrate)
 
 
 def distill(
@@ -120,7 +126,15 @@ def distill(
     _run(stage, Path(run), config, accelerator, progress)
 
 
-def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progress: bool) -> None:
+def _run(
+    stage: Stage,
+    run: Path,
+    config: TrainConfig,
+    accelerator: Any,
+    progress: bool,
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Train in a folder that is held meanwhile; `prepare` is called once it is."""
     with ExitStack() as stack:
         if accelerator.is_main_process:
             numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
@@ -128,6 +142,7 @@ def _run(stage: Stage, run: Path, config: TrainConfig, accelerator: Any, progres
             kept = "its checkpoint and best weights"
             stack.enter_context(alone_in(run, SETTINGS, settings, own_files=OWN_FILES, kept=kept))
         accelerator.wait_for_everyone()
+        prepare()
         trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
         trainer.train()
         if accelerator.is_main_process:

@@ -58,7 +58,6 @@ PROBES = {"knn": "k-NN", "linear": "linear"}
 TEST_STRIDE = 3  # patches; neighbors say the same
 OBJECT = (0.05, 0.3)  # share of a photo that an object on a backdrop takes
 FAR_SHARE = 0.25  # of the patches, at least, are far from it
-CALIBRATING = 12  # photos
 ALPHA = 0.1  # of PCK
 
 Figures = dict[str, Estimate]
@@ -219,7 +218,8 @@ def main() -> None:
     parser.add_argument("--voc", type=Path, help="VOCdevkit/VOC2012")
     parser.add_argument("--spair", type=Path, help="SPair-71k")
     parser.add_argument("--photos", type=Path, help="a folder of photos")
-    parser.add_argument("--calibrate", type=Path, metavar="DIR", help="photos whose last dozen calibrates sharedN")
+    parser.add_argument("--calibrate", type=Path, metavar="DIR", help="photos, the last of which calibrate sharedN")
+    parser.add_argument("--calibrating", type=int, default=40, help="how many of them")
     parser.add_argument("--count", type=int, help="photos of backdrops (default: 20), or pairs (default: all)")
     parser.add_argument("--plants", type=int, nargs="+", default=[0], help="seeds of planted plaids")
     parser.add_argument("--draw", type=int, default=0, help="of windows")
@@ -235,7 +235,7 @@ def main() -> None:
     folder, measure = MEASURES[arguments.measure]
     if getattr(arguments, folder) is None:
         parser.error(f"{arguments.measure} needs --{folder} DIR")
-    calibration = images_in(arguments.calibrate)[-CALIBRATING:] if arguments.calibrate else []
+    calibration = images_in(arguments.calibrate)[-arguments.calibrating :] if arguments.calibrate else []
     autocast = getattr(torch, arguments.autocast)
     measure(Rows(arguments.rows, arguments.cache, arguments.size, autocast, calibration), arguments)
 

@@ -110,7 +110,7 @@ class Rows:
             if row.partition(":")[0] == HEAD
         }
         self.calibration = calibration
-        self.shared: dict[str, Tensor] = {}  # by row and position embedding
+        self.shared: dict[str, Tensor] = {}  # by views and position embedding
         self.ways: dict[str, Callable[[Views], Tensor]] = {}
         self.family: Any = None  # whose ways are at hand: each holds a factor of up to 0.3 GB
 
@@ -161,15 +161,18 @@ class Rows:
             if name not in self.ways:
                 self.ways[name] = way(row, part.xy)
             if "shared" in (row.way or ""):
-                shared = self._shared(name, row)
+                shared = self._shared(row)
                 part = Views(part.features - shared, part.xy)
             self._kept(name, image, lambda fit=self.ways[name], part=part: fit(part))
 
-    def _shared(self, name: str, row: Row) -> Tensor:  # [h, w, C]
+    def _shared(self, row: Row) -> Tensor:  # [h, w, C]
         """What the calibrating images share as the model is now; to pull to it is to take it off and pull to 0."""
         if not self.calibration:
-            raise SystemExit(f"{name} needs --calibrate DIR, a folder of photos")
-        key = name + hashlib.sha256(self.model.pos_embed.detach().numpy().tobytes()).hexdigest()
+            raise SystemExit(f"{row.kind}:{row.num_views}/{row.way} needs --calibrate DIR, a folder of photos")
+        key = (
+            f"{row.family} {row.num_views} "
+            + hashlib.sha256(self.model.pos_embed.detach().numpy().tobytes()).hexdigest()
+        )
         if key not in self.shared:
             options = {"size": self.size, "num_views": row.num_views, "autocast": self.autocast, **row.options}
             self.shared[key] = shared_artifact(ImageFitter(self.model, **options), self.calibration)

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import full_disk
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from dvt_timm.checkpoints import folder as module
-from dvt_timm.checkpoints.folder import save_tensors, write_folder
+from dvt_timm.checkpoints.folder import write_folder
 
 
 def test_what_it_holds(tmp_path: Path) -> None:
@@ -38,12 +37,3 @@ def test_the_configuration_comes_last(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path, nn.Linear(3, 2), {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    save_tensors({"a": torch.ones(1)}, file, {})
-    with full_disk(100), pytest.raises(OSError, match=r"cannot write .*a\.safetensors: "):
-        save_tensors({"a": torch.zeros(1000)}, file, {})
-    assert load_file(file)["a"].tolist() == [1]
-    assert list(tmp_path.iterdir()) == [file]

@@ -16,7 +16,7 @@ import timm
 import torch
 from helpers import DEMO, TINY, photos
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import dvt_timm
 from dvt_timm.cli import fit as fit_command
@@ -152,6 +152,8 @@ def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, caps
         (["photos", "--smoothness", "auto"], 'smoothness="auto" holds 4 views out and needs at least 7, got 4'),
         (["photos", "--field-steps", "20"], "--field-steps is of --solver neural-field"),
         (["photos", "--solver", "neural-field", "--density", "2"], "--density is of --solver least-squares"),
+        (["photos", "--solver", "neural-field", "--calibrate", "2"], "--calibrate is of --solver least-squares"),
+        (["photos", "--keep-aspect", "--calibrate", "2"], "with keep_aspect the grids of images differ"),
         (["photos", "--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
     ):
         assert run(*arguments) == 2
@@ -215,7 +217,7 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "worker.py"]
-    command = ["fit", "photos", "--out", "store", *FAST]
+    command = ["fit", "photos", "--out", "store", *FAST, "--calibrate", "4"]
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([*launch, *command], **options)
     assert {path.name for path in tmp_path.glob("process-*")} == {"process-0-of-2", "process-1-of-2"}, done.stderr
@@ -223,6 +225,7 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     assert done.stdout.count("store: 9 images") == 1
     assert done.returncode != 0
     assert len(open_store(tmp_path / "store")) == 9
+    assert load_file(tmp_path / "store/artifact.safetensors")["artifact"].shape == (4, 4, 384)
     assert not list((tmp_path / "store/pending").iterdir())
     assert json.loads((tmp_path / "store/index.json").read_text())["skipped"].keys() == {"photos/bad.jpg"}
     again = subprocess.run([sys.executable, "-m", "dvt_timm", *command], **options)

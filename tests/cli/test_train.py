@@ -58,10 +58,14 @@ def test_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatc
     assert "interrupted after step 1 of 6; run the same again to go on" in capsys.readouterr().err
 
 
-def test_online_is_the_store(command: Callable[..., int]) -> None:
-    assert command("fit", "photos", "--model", TINY, "--out", "store", *FEW) == 0
+@pytest.mark.parametrize("calibrated", [(), ("--calibrate", "3")])
+def test_online_is_the_store(command: Callable[..., int], calibrated: tuple[str, ...]) -> None:
+    assert command("fit", "photos", "--model", TINY, "--out", "store", *FEW, *calibrated) == 0
     assert command("train", "--store", "store", "--out", "a", *SHORT, "--held-out", "2") == 0
-    assert command("train", "--online", "photos", "--base", TINY, "--out", "b", *FEW, *SHORT, "--held-out", "2") == 0
+    online = ["train", "--online", "photos", "--base", TINY, *FEW, *SHORT, *calibrated, "--held-out", "2"]
+    assert command(*online, "--out", "b") == 0
+    assert Path("b/artifact.safetensors").exists() == bool(calibrated)
+    assert command(*online, "--out", "b") == 0  # it was finished
     a, b = (torch.load(f"{name}/checkpoint.pt", weights_only=True)["module"] for name in "ab")
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, rtol=1e-4, atol=1e-6)

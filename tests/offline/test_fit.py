@@ -17,7 +17,6 @@ from dvt_timm.offline import (
     NeuralFieldSolver,
     fit_image,
     sample_views,
-    shared_artifact,
 )
 from dvt_timm.offline.solution import collect
 
@@ -97,20 +96,3 @@ def test_what_cannot_be_fitted() -> None:
         ImageFitter(model, num_views=1, view_pairs=1)
     with pytest.raises(TypeError, match="got an unexpected keyword argument"):
         ImageFitter(model, views=3)
-
-
-def test_the_shared_artifact_is_the_mean_of_some() -> None:
-    fit = fitter()
-    pictures = [photo(seed) for seed in range(3)]
-    shared = shared_artifact(fit, pictures)
-    torch.testing.assert_close(shared, torch.stack([fit(picture).artifact for picture in pictures]).mean(dim=0))
-    pulled = ImageFitter(fit.model, LeastSquaresSolver(prior_views=1e6, prior_artifact=shared), **fit.views)
-    torch.testing.assert_close(pulled(pictures[0]).artifact, shared, atol=1e-3, rtol=0)  # views do not count any more
-    torch.testing.assert_close(shared_artifact(pulled, pictures), shared)  # found without a prior
-    with pytest.raises(TypeError, match="that of LeastSquaresSolver, got MeanSolver"):
-        shared_artifact(ImageFitter(fit.model, kind="positions", num_views=2, size=96), pictures)
-    with pytest.raises(ValueError, match=r"of 0 images have the shapes \[\]"):
-        shared_artifact(fit, [])
-    wide = ImageFitter(fit.model, **{**fit.views, "keep_aspect": True})
-    with pytest.raises(ValueError, match="of 2 images have the shapes"):
-        shared_artifact(wide, [pictures[0], pictures[0].resize((160, 80))])

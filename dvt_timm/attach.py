@@ -12,12 +12,12 @@ from ._util.errors import warn_caller
 from ._util.modules import uncompiled
 from .averaged import AveragedEva, AveragedVisionTransformer
 from .cleaned import Cleaned
-from .head import DenoiserHead
+from .head import Head
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .positions import PositionViews, check_positions
 
 
-def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | DenoisedEva:
+def attach_head(model: Any, head: Head) -> DenoisedVisionTransformer | DenoisedEva:
     """Put a head behind the final norm of a timm model, in place; see `dvt_timm.denoise`."""
     _refuse_compiled(model)
     if _timm_class(model) is None:
@@ -25,8 +25,8 @@ def attach_head(model: Any, head: DenoiserHead) -> DenoisedVisionTransformer | D
             f"cannot denoise a {type(model).__name__}: the denoiser reads the patch tokens of timm's VisionTransformer "
             "and Eva themselves; with another feature extractor call DenoiserHead on its (B, H, W, C) map"
         )
-    if not isinstance(head, DenoiserHead):
-        raise TypeError(f"head must be a DenoiserHead, got {type(head).__name__}; dvt_timm.load_head reads one")
+    if not isinstance(head, Head):
+        raise TypeError(f"head must be a denoiser head, got {type(head).__name__}; dvt_timm.load_head reads one")
     if head.dim != model.embed_dim:
         raise ValueError(
             f"the head is {head.dim} channels wide, the model {model.embed_dim}; use a head made for this model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from ._util.errors import warn_caller
 from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
 from .attach import attach_head, attach_positions
 from .averaged import AveragedEva, AveragedVisionTransformer
-from .checkpoints.heads import head_from_state, load_head
+from .checkpoints.heads import head_from_state, load_head, new_head
 from .checkpoints.models import SAVED, load_backbone, pinned, read_weights, saved_head
 from .checkpoints.published import published_head, published_weights
 from .checkpoints.tensors import kind_of
-from .head import DenoiserHead, HeadSource
+from .head import Head, HeadSource
 from .hub import client as hub
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .names import backbone_of, cfg_field, find_variant, list_variants, name_of
@@ -51,7 +50,7 @@ class Fetched:
     """What was read from disk and Hub for a plan."""
 
     cfg: PretrainedCfg  # the plan's, its Hub repository at one commit
-    head: DenoiserHead | Positions | Shape | None
+    head: Head | Positions | Shape | None
     state: dict[str, Tensor] | None = None  # of the backbone; None where timm loads it, or it stays random
     warnings: tuple[str, ...] = ()
 
@@ -141,7 +140,7 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
         set_stride(model, plan.stride, plan.img_size)
     head = fetched.head
     if isinstance(head, Shape):
-        head = DenoiserHead(model.embed_dim, head.grid_size, head.num_blocks)
+        head = new_head(model.embed_dim, head.config)
     if isinstance(head, Positions):
         attach_positions(model, head.num_views)
     elif head is not None:
@@ -159,7 +158,7 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
 
 def denoise(
     model: Any,
-    head: DenoiserHead | str | Path | None = None,
+    head: Head | str | Path | None = None,
     *,
     positions: int | None = None,
     cache_dir: str | Path | None = None,
@@ -196,7 +195,7 @@ def denoise(
     if positions is not None:
         return attach_positions(model, positions)
     head = load_head(head, cache_dir=cache_dir) if isinstance(head, str | Path) else head
-    if isinstance(head, DenoiserHead) and cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
+    if isinstance(head, Head) and cfg_field(getattr(model, "pretrained_cfg", None), "tag"):
         for message in _doubts(head, backbone_of(name_of(model)), None):
             warn_caller(message)
     return attach_head(model, head)  # type: ignore[arg-type]
@@ -246,19 +245,17 @@ def _refuse_lost_head(name: str, weights: Any) -> None:
         raise RuntimeError(LOST_HEAD.format(place=place, name=name))
 
 
-def _fetch_head(plan: Plan, cache_dir: Any) -> DenoiserHead | Positions | Shape | None:
+def _fetch_head(plan: Plan, cache_dir: Any) -> Head | Positions | Shape | None:
     """Read the plan's head where it lies."""
-    if plan.head is None or isinstance(plan.head, DenoiserHead | Positions | Shape):
+    if plan.head is None or isinstance(plan.head, Head | Positions | Shape):
         return plan.head
     return published_head(plan.head, plan.base, cache_dir)
 
 
-def _held_head(
-    plan: Plan, cfg: PretrainedCfg, held: dict[str, Tensor], cache_dir: Any
-) -> DenoiserHead | Positions | Shape:
+def _held_head(plan: Plan, cfg: PretrainedCfg, held: dict[str, Tensor], cache_dir: Any) -> Head | Positions | Shape:
     """Build the head that the weights hold, or read the plan's if they hold none and need not."""
     if held:
-        shape = dataclasses.asdict(plan.head) if isinstance(plan.head, Shape) else {}
+        shape = plan.head.config if isinstance(plan.head, Shape) else {}
         own = head_from_state(held, shape, "the file of weights")
         repo, commit = hub.split_source(cfg.hf_hub_id or "")
         own.source = HeadSource(f"{hub.HUB_PREFIX}{repo}" if repo else cfg.file or "state_dict", commit, base=plan.base)
@@ -271,7 +268,7 @@ def _held_head(
     return head
 
 
-def _doubts(head: DenoiserHead | None, base: str, base_sha256: str | None) -> tuple[str, ...]:
+def _doubts(head: Head | None, base: str, base_sha256: str | None) -> tuple[str, ...]:
     """Make the warning, if any, of a head that is put on another backbone than it was trained on."""
     source = head.source if head is not None else None
     if source is None or source.base is None:

@@ -70,7 +70,31 @@ class HeadSource:
     base_sha256: str | None = None  # of that backbone's file of weights
 
 
-class DenoiserHead(nn.Module):
+class Head(nn.Module):
+    """What makes the feature maps of a model clean: [B, H, W, C] -> [B, H, W, C].
+
+    Attributes:
+        dim: channels C.
+        source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`), None if it is nowhere.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.source: HeadSource | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What rebuilds it besides `dim`, JSON-friendly."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay should leave alone."""
+        return set()
+
+
+class DenoiserHead(Head):
     """A position embedding and `num_blocks` transformer blocks that remove position artifacts from a feature map.
 
     It is the denoiser of stage 2 (arXiv 2401.02957, section 4.2). The blocks are timm's own `Block` (heads = dim / 64,
@@ -87,10 +111,6 @@ class DenoiserHead(nn.Module):
         grid_size: (height, width) in patches of the position embedding, both at least 1; it need not be square.
         num_blocks: number of transformer blocks, at least 1; every published head has 1.
 
-    Attributes:
-        source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`), None if they are
-            random.
-
     Raises:
         ValueError: if `dim` is no positive multiple of 64, `grid_size` is not two whole numbers of at least 1, or
             `num_blocks` is no whole number of at least 1.
@@ -104,12 +124,11 @@ class DenoiserHead(nn.Module):
         grid_size: Sequence[int],
         num_blocks: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(dim)
         if dim <= 0 or dim % HEAD_DIM:
             raise ValueError(f"dim must be a positive multiple of {HEAD_DIM} (one attention head), got {dim}")
         if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
             raise ValueError(f"num_blocks must be an integer of at least 1, got {num_blocks!r}")
-        self.dim = dim
         self.grid_size = as_grid(grid_size)
         self.num_blocks = num_blocks
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], dim))
@@ -117,7 +136,6 @@ class DenoiserHead(nn.Module):
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
         self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
-        self.source: HeadSource | None = None
         self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
 
     def reset_parameters(self) -> None:

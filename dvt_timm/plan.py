@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg
 
 from .checkpoints.heads import refused
 from .checkpoints.models import SAVED
-from .head import DenoiserHead, as_grid
+from .head import Head, as_grid
 from .manifest import Own, Variant, Weights, named_patch_size
 from .names import (
     NOWHERE,
@@ -57,10 +57,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a head that is made with random weights."""
+    """The shape of a head whose weights are made, or come with the backbone's."""
 
-    grid_size: tuple[int, int]
-    num_blocks: int = 1
+    config: Mapping[str, Any]  # as that of a `DenoiserHead` or a `PositionProjection`
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Positions:
     num_views: int
 
 
-Head: TypeAlias = DenoiserHead | Positions | Weights | Shape | None
+Denoiser: TypeAlias = Head | Positions | Weights | Shape | None
 Backbone: TypeAlias = Literal["random", "base", "own"] | Weights
 Held: TypeAlias = Literal["no", "maybe", "must"]
 
@@ -83,7 +82,7 @@ class Plan:
     base_sha256: str | None  # of its weights, where they are embedded
     cfg: PretrainedCfg  # what the model says of itself, and where the backbone's weights are
     backbone: Backbone  # weights: none, timm's of the base, the caller's own that `cfg` names, or distilled ones
-    head: Head
+    head: Denoiser
     held: Held  # whether own weights hold a head, which then goes before `head`
     stride: int | None  # pixels between patches, None for the patch size
     img_size: tuple[int, int]  # (height, width) in pixels that was asked for
@@ -157,7 +156,7 @@ def _target(request: Request, denoiser: Any) -> _Target:
 
 def _saved_target(request: Request, location: str, config: Mapping[str, Any], denoiser: Any) -> _Target:
     """Take a head's folder or repository for its base with this head, or with the caller's own."""
-    base, shape = config.get("base"), {key: config.get(key) for key in ("grid_size", "num_blocks")}
+    base, shape = config.get("base"), {key: config[key] for key in ("grid_size", "num_blocks", "rank") if key in config}
     if not isinstance(base, str) or base.partition(".")[0] != request.arch:
         raise ValueError(f"{location}: its base is {base!r}, which is no {request.arch}; save or push the head again")
     args = config.get("model_args", {})
@@ -168,9 +167,10 @@ def _saved_target(request: Request, location: str, config: Mapping[str, Any], de
         patch, stride = config.get("patch_size"), args.get("stride", config.get("patch_size"))
         if not isinstance(patch, int) or not 0 < stride <= patch:
             raise ValueError(f"its patch_size {patch!r} and stride {stride!r} are not pixels of patches")
-        height, width = ((side - 1) * stride + patch for side in as_grid(shape["grid_size"]))  # type: ignore[arg-type]
+        _shape(shape)  # complains of one that is none
+        sides = [(side - 1) * stride + patch for side in shape.get("grid_size", ())]
     variant = own_variant(backbone_of(base), base, location)
-    cfg = listed_cfg(variant, (3, height, width))
+    cfg = listed_cfg(variant, (3, *(sides or backbone_cfg(variant).input_size[1:])))
     if denoiser == args.get("denoiser"):  # timm passes what the configuration says
         denoiser = None if request.pretrained else shape
     return _Target(variant if request.pretrained else None, cfg, backbone_cfg(variant), denoiser)
@@ -221,7 +221,7 @@ def _names_own_weights(cfg: PretrainedCfg, variant: Variant | None, base_cfg: Pr
 def _named(target: _Target) -> dict[str, Any]:
     """Say in a cfg which head of the caller's takes the place of a name's, with the backbone's own tag."""
     denoiser, variant = target.denoiser, target.variant
-    if isinstance(denoiser, DenoiserHead):
+    if isinstance(denoiser, Head):
         place = "a head of the caller's" if denoiser.source is None else denoiser.source.place
     elif isinstance(denoiser, str | Path):
         place = str(denoiser)
@@ -251,7 +251,7 @@ def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) 
     return variant.weights
 
 
-def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backbone) -> tuple[Head, Held]:
+def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backbone) -> tuple[Denoiser, Held]:
     """Decide where the head comes from, and whether own weights may or must hold one, which goes first.
 
     Raises:
@@ -260,7 +260,7 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
     """
     denoiser, variant = target.denoiser, target.variant
     held: Held = "no" if backbone != "own" else "must" if cfg.source in SAVED else "maybe"
-    if isinstance(denoiser, DenoiserHead):
+    if isinstance(denoiser, Head):
         return denoiser, "no"
     if isinstance(denoiser, str | Path):
         return Own(denoiser), "no"
@@ -273,7 +273,7 @@ def _head(request: Request, target: _Target, cfg: PretrainedCfg, backbone: Backb
     if isinstance(variant.weights, Own):
         return variant.weights, "no"
     if not request.pretrained:
-        return Shape(variant.grid_size), "no"
+        return _shape({"grid_size": variant.grid_size}), "no"
     if variant.weights is None and held == "no":
         raise RuntimeError(NO_HEAD.format(name=variant.name, base=variant.base))
     return variant.weights, held
@@ -288,12 +288,15 @@ def _shape(denoiser: Any) -> Shape:
         raise TypeError(
             f'denoiser must be a DenoiserHead, a path, hf-hub:..., a shape or {{"positions": n}}, got {denoiser!r}'
         )
+    if denoiser.keys() == {"rank"}:
+        return Shape(dict(denoiser))
     if not {"grid_size"} <= denoiser.keys() <= {"grid_size", "num_blocks"}:
         keys = ", ".join(map(str, list(denoiser)[:5]))
         raise ValueError(
-            f'denoiser={{{keys}, ...}} should be {{"grid_size": [h, w], "num_blocks": n}} or {{"positions": n}}'
+            f'denoiser={{{keys}, ...}} should be {{"grid_size": [h, w], "num_blocks": n}}, {{"rank": n}} or '
+            '{"positions": n}'
         )
-    return Shape(as_grid(denoiser["grid_size"]), denoiser.get("num_blocks", 1))
+    return Shape({"num_blocks": 1, **denoiser, "grid_size": list(as_grid(denoiser["grid_size"]))})
 
 
 def _set_img_size(

@@ -15,25 +15,28 @@ from torch import Tensor
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of
 from .._util.modules import uncompiled
 from .._version import __version__
-from ..head import DenoiserHead, HeadSource, as_grid
+from ..head import DenoiserHead, Head, HeadSource, as_grid
 from ..hub import client as hub
 from ..names import backbone_of, base_cfg, find_variant, full_name, name_of, plain_model
+from ..projection import PositionProjection
 from ..stride import OverlapPatchEmbed
 from .folder import write_folder
 from .tensors import SCHEMA, check_finite, check_schema, is_head_config, read_metadata, read_tensors
 
+PROJECTION = {"mean", "basis"}  # keys of a projection's state
 WRITTEN = {"schema": SCHEMA, "library": "dvt-timm", "version": __version__}  # what every config.json begins with
 
 
-def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> DenoiserHead:
-    """Load a denoiser head.
+def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> Head:
+    """Load a denoiser head, or a projection that takes its place.
 
     Args:
         source: a folder that `save_head` wrote, a `.safetensors` file, or `hf-hub:user/repo[@revision]`.
         cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
-        The head in evaluation mode, float32 on the CPU; its `source` says where its weights come from.
+        The head, a `DenoiserHead` or `PositionProjection`, in evaluation mode, float32 on the CPU; its `source` says
+        where its weights come from.
 
     Raises:
         FileNotFoundError: if there is no head at `source`, or it is neither cached nor to be had from the Hub.
@@ -50,7 +53,7 @@ def load_head(source: str | Path, *, cache_dir: str | Path | None = None) -> Den
     return _read_head(path / WEIGHTS_NAME, config, str(source))
 
 
-def _pull_head(source: str, cache_dir: str | Path | None) -> DenoiserHead:
+def _pull_head(source: str, cache_dir: str | Path | None) -> Head:
     repo, revision = hub.split_source(source)
     path = hub.fetch(repo, CONFIG_NAME, revision=revision, cache_dir=cache_dir)
     commit = hub.commit_of(path)
@@ -90,7 +93,8 @@ def save_head(
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the base with this head.
 
     Args:
-        head: a `DenoiserHead`, or a denoised model, which gives its head, its backbone's name and its stride.
+        head: a `DenoiserHead` or `PositionProjection`, or a denoised model, which gives its head, its backbone's name
+            and its stride.
         folder: made if it does not exist.
         base: timm name of the backbone that the head was trained on, "arch.tag"; a head alone needs it.
         stride: distance of two patches in pixels that the head was trained at; by default the model's, for a head
@@ -102,24 +106,25 @@ def save_head(
         The folder.
 
     Raises:
-        TypeError: if `head` is neither a `DenoiserHead` nor a denoised model.
+        TypeError: if `head` is neither a head nor a denoised model.
         ValueError: if a head alone gets no `base`, timm knows no ViT `base`, or values of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
     module = uncompiled(head)
-    if not isinstance(module, DenoiserHead):
+    if not isinstance(module, Head):
         base, stride, module = _parts_of(module, base, stride)
     if base is None:
         raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
     check_finite(module.state_dict(), "the head")
-    metadata = {"grid_size": json.dumps(module.config["grid_size"])}  # one entry: several come in any order
+    grid = module.config.get("grid_size")
+    metadata = {} if grid is None else {"grid_size": json.dumps(grid)}  # one entry: several come in any order
     return write_folder(Path(folder), module, head_config(module, base, stride, base_sha256), metadata)
 
 
-def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, DenoiserHead]:
+def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, Head]:
     """Give (base, stride, head) of a denoised model; a base and a stride that the caller names go first."""
     head = uncompiled(getattr(model, "denoiser", None))
-    if not isinstance(head, DenoiserHead):
+    if not isinstance(head, Head):
         kind = type(model).__name__
         raise TypeError(
             f"save_head saves a DenoiserHead or a denoised model's, got {kind}; for a whole model use save_model"
@@ -129,9 +134,7 @@ def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, in
     return base or name_of(model), stride or overlap, head
 
 
-def head_config(
-    head: DenoiserHead, base: str, stride: int | None = None, weights_sha256: str | None = None
-) -> dict[str, Any]:
+def head_config(head: Head, base: str, stride: int | None = None, weights_sha256: str | None = None) -> dict[str, Any]:
     """Make a head's `config.json`: what it is, what it belongs to, and what timm needs to build both.
 
     Raises:
@@ -166,13 +169,18 @@ def base_sha256(base: str) -> str | None:
     return None if path is None else hub.recorded_sha256(path)
 
 
-def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> DenoiserHead:
+def new_head(dim: int, shape: Mapping[str, Any]) -> Head:
+    """Make a head of so many channels that has a `config`; raise ValueError if there is none."""
+    return PositionProjection(dim, **shape) if "rank" in shape else DenoiserHead(dim, **shape)
+
+
+def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path) -> Head:
     """Build the head that a state dict describes.
 
     Args:
-        state: tensors under the authors' keys, `pos_embed` and `denoiser.*`.
-        config: what else is known of the head, any of `grid_size`, `num_blocks`, `dim`; the grid is square if it is
-            not given.
+        state: tensors under the authors' keys, `pos_embed` and `denoiser.*`, or those of a `PositionProjection`.
+        config: what else is known of the head, any of `grid_size`, `num_blocks`, `rank`, `dim`; the grid is square if
+            it is not given.
         source: where the tensors came from, for error messages.
 
     Raises:
@@ -181,6 +189,9 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
     positions = state.get("pos_embed")
     if "patch_embed.proj.weight" in state:
         raise ValueError(f"{source} is no denoiser head but a whole model; name a head's file or folder")
+    if state.keys() == PROJECTION and all(state[key].ndim == n for key, n in (("mean", 1), ("basis", 2))):
+        check_finite(state, source)
+        return _filled({"rank": state["basis"].shape[1]}, len(state["mean"]), state, config, source)
     if positions is None or positions.ndim != 3 or not any(key.startswith("denoiser.") for key in state):
         raise ValueError(f"{source} is no denoiser head: it needs 'pos_embed' (1, h * w, dim) and 'denoiser.*'")
     check_finite(state, source)
@@ -192,13 +203,20 @@ def head_from_state(state: dict[str, Tensor], config: Mapping[str, Any], source:
             f"{source}: 'pos_embed' has {length} positions, which do not fill a {grid_size[0]} x {grid_size[1]} grid; "
             "the file needs the metadata entry grid_size, or a config.json beside it (see save_head)"
         )
+    return _filled({"grid_size": grid_size, "num_blocks": max(len(blocks), 1)}, dim, state, config, source)
+
+
+def _filled(
+    shape: Mapping[str, Any], dim: int, state: dict[str, Tensor], config: Mapping[str, Any], source: str | Path
+) -> Head:
+    """Make a head of a shape and fill it; raise ValueError if the tensors, or what is known of it, say otherwise."""
     try:
-        head = DenoiserHead(dim, grid_size, max(len(blocks), 1))
+        head = new_head(dim, shape)
         head.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{source} is no denoiser head: {error}") from error
-    for key, value in (("dim", head.dim), ("num_blocks", head.num_blocks)):
-        if config.get(key, value) != value:
+    for key, value in {"dim": dim, **shape}.items():
+        if key != "grid_size" and config.get(key, value) != value:
             raise ValueError(f"{source} holds a head of {key} {value}, its configuration says {config[key]!r}")
     return head.eval()
 
@@ -221,7 +239,7 @@ def _refuse_model(config: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name} is a whole model, not a head; use timm.create_model({name!r}, pretrained=True)")
 
 
-def _read_head(path: Path, config: Mapping[str, Any], place: str, commit: str | None = None) -> DenoiserHead:
+def _read_head(path: Path, config: Mapping[str, Any], place: str, commit: str | None = None) -> Head:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found; a head is a folder, a .safetensors file or hf-hub:user/repo")
     if path.suffix != ".safetensors":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._util.files import CONFIG_NAME, read_json
 from .._util.modules import uncompiled
-from ..head import DenoiserHead
+from ..head import Head
 from ..hub import client as hub
 from ..names import NOWHERE
 from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
@@ -53,7 +53,7 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
     from timm.models._hub import save_config_for_hf
 
     model = uncompiled(model)
-    if isinstance(model, DenoiserHead):
+    if isinstance(model, Head):
         raise TypeError("cannot save a head as a model; use save_head")
     if not isinstance(getattr(model, "patch_embed", None), PatchEmbed) or not hasattr(model, "pretrained_cfg"):
         raise TypeError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._util.files import sha256_of
 from .._util.tensors import save_tensors
-from ..head import DenoiserHead, HeadSource
+from ..head import Head, HeadSource
 from ..hub import client as hub
 from ..manifest import Embedded, Own, Published, Weights, weights_path
 from ..names import plain_model
@@ -93,7 +93,7 @@ def _without_classifier(state: dict[str, Tensor], base: str) -> dict[str, Tensor
     return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
-def published_head(weights: Weights, base: str, cache_dir: str | Path | None = None) -> DenoiserHead:
+def published_head(weights: Weights, base: str, cache_dir: str | Path | None = None) -> Head:
     """Read a head from the authors' repository, from this package's own files, or from a user's source.
 
     Args:

@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Push in one commit, and print its address."""
-    from ..head import DenoiserHead
+    from ..head import Head
     from ..publish.push import load_folder, push_to_hub
 
     metrics = _metrics(arguments.source, arguments.metrics)
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         base=base,
         metrics=metrics,
         datasets=arguments.dataset,
-        merged=arguments.merged or not isinstance(model_or_head, DenoiserHead),
+        merged=arguments.merged or not isinstance(model_or_head, Head),
         private=arguments.private or None,
         revision=arguments.revision,
         create_pr=arguments.create_pr,

@@ -125,8 +125,14 @@ def _train(
 
 def _initial_head(source: str | None) -> DenoiserHead | None:
     from ..checkpoints.heads import load_head
+    from ..head import DenoiserHead
 
+    if source is None:
+        return None
     try:
-        return None if source is None else load_head(source)
+        head = load_head(source)
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot load --initial-head {source}: {error}") from error
+    if not isinstance(head, DenoiserHead):
+        raise CommandError(f"--initial-head {source} is a {type(head).__name__}, which is not trained; name another")
+    return head

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..projection import places
+
 RIDGE = 1e-4  # of the standardized features' mean square
 
 
@@ -44,13 +46,7 @@ def _stack(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     if not parts:
         raise ValueError("position leakage needs at least one map [h, w, C] to fit and one to test on")
     features = torch.cat([part.double().cpu().flatten(0, 1) for part in parts])
-    return features, torch.cat([_targets(part.shape[0], part.shape[1]) for part in parts])
-
-
-def _targets(h: int, w: int) -> Tensor:  # [h * w, 4]
-    y, x = ((torch.arange(size, dtype=torch.float64) + 0.5) / size - 0.5 for size in (h, w))
-    y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))
-    return torch.stack([x, y, x.abs(), y.abs()], dim=1)
+    return features, torch.cat([places(part.shape[0], part.shape[1]) for part in parts])
 
 
 def _with_constant(features: Tensor) -> Tensor:

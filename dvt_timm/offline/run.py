@@ -129,7 +129,7 @@ def settings_of(fitter: ImageFitter, half: bool, calibrate: int = 0) -> dict[str
         "format": FORMAT,
         "model": name_of(cfg),
         "weights_sha256": fingerprint(fitter.model),
-        **_weights_file(fitter.model),
+        **({"weights_file_sha256": own} if (own := own_weights_sha256(fitter.model)) else {}),
         "stride": list(fitter.model.patch_embed.proj.stride),
         "dtype": "float16" if half else "float32",
         "solver": repr(fitter.solver),
@@ -148,16 +148,16 @@ def _prior_artifact(solver: Any) -> dict[str, str]:
     return {"prior_artifact_sha256": hashlib.sha256(prior.detach().double().cpu().numpy().tobytes()).hexdigest()}
 
 
-def _weights_file(model: Any) -> dict[str, str]:
-    """Hash the file that a model's weights were read from, if that is not what its name stands for."""
+def own_weights_sha256(model: Any) -> str | None:
+    """Hash the file that a model's weights were read from; None if it is what the name stands for."""
     file = (getattr(model, "pretrained_cfg", None) or {}).get("file")
     if not file:
-        return {}
+        return None
     path = Path(file, WEIGHTS_NAME) if Path(file).is_dir() else Path(file)
     if not path.is_file():
-        return {}
+        return None
     embedded = {variant.backbone.sha256 for variant in published_variants().values() if variant.backbone}
-    return {} if (sha256 := sha256_of(path)) in embedded else {"weights_file_sha256": sha256}
+    return None if (sha256 := sha256_of(path)) in embedded else sha256
 
 
 def fingerprint(model: torch.nn.Module, skipped: tuple[str, ...] = ("denoiser.", "head.")) -> str:

@@ -68,7 +68,7 @@ def render_card(
 def title_of(config: Mapping[str, Any]) -> str:
     """Make the title of a card from a `config.json` with the base's timm name as "base"."""
     if config["kind"] == "head":
-        return f"Denoiser head for {config['base']}"
+        return f"{'Position projection' if 'rank' in config else 'Denoiser head'} for {config['base']}"
     return f"{'Denoised' if 'denoiser' in config['model_args'] else 'Weights for'} {config['base']}"
 
 

@@ -18,7 +18,7 @@ from .._util.modules import uncompiled
 from ..checkpoints.heads import load_head, save_head
 from ..checkpoints.models import save_model
 from ..checkpoints.tensors import kind_of, read_config
-from ..head import DenoiserHead
+from ..head import Head
 from ..hub import client as hub
 from ..hub.errors import explained
 from ..names import backbone_of, base_cfg, name_of, plain_model
@@ -48,7 +48,7 @@ def push_to_hub(
     that has landed is not made twice. A pull request is opened anew, unless nothing would change.
 
     Args:
-        model_or_head: a `DenoiserHead`, or a model of `timm.create_model`. Of a denoised model the head alone is
+        model_or_head: a head, or a model of `timm.create_model`. Of a denoised model the head alone is
             pushed, unless `merged`: pass that where the backbone's weights are your own. A model without a head
             (distilled, fine-tuned) is pushed whole.
         repo_id: "user/repo".
@@ -113,7 +113,7 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
 
 def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str | None) -> dict[str, Any]:
     """Write config.json and model.safetensors; give the configuration, with the base under "base"."""
-    if isinstance(module, DenoiserHead):
+    if isinstance(module, Head):
         if merged:
             raise ValueError("merged=True pushes a model, got a head; put it on a model: create_model(denoiser=head)")
         if base is not None and module.dim != (dim := plain_model(base).embed_dim):
@@ -121,7 +121,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
         return _write_head(module, folder, base, token)
     if not hasattr(module, "pretrained_cfg"):
         kind = type(module).__name__
-        raise TypeError(f"push_to_hub takes a DenoiserHead or a model of timm.create_model, got a {kind}")
+        raise TypeError(f"push_to_hub takes a denoiser head or a model of timm.create_model, got a {kind}")
     base, arch = backbone_of(base or _tagged_name_of(module)), module.pretrained_cfg["architecture"]
     if base.partition(".")[0] != arch:
         raise ValueError(f"the model is a {arch}, its base cannot be {base}; leave base out, or name one of {arch}")
@@ -129,7 +129,7 @@ def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str
         base_cfg(base)
     except RuntimeError as error:
         raise ValueError(f"timm knows no {base!r}; name the model's backbone: base='arch.tag'") from error
-    if merged or not isinstance(getattr(module, "denoiser", None), DenoiserHead):
+    if merged or not isinstance(getattr(module, "denoiser", None), Head):
         return read_json(save_model(module, folder, base=base) / CONFIG_NAME)
     return _write_head(module, folder, base, token)
 

@@ -16,7 +16,7 @@ from ..attach import undenoise
 from ..checkpoints.models import save_model
 from ..cleaned import Cleaned
 from ..features import feature_maps
-from ..head import DenoiserHead
+from ..head import Head
 from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
 from ..offline.views import check_fits, squeezed_size
@@ -98,7 +98,7 @@ class DistillStage:
 
     def _denoiser_settings(self) -> dict[str, Any]:
         denoiser: Any = self.teacher.denoiser
-        if isinstance(denoiser, DenoiserHead):
+        if isinstance(denoiser, Head):
             return {"head_sha256": fingerprint(denoiser, skipped=())}
         return dict(denoiser.config)
 

@@ -67,6 +67,8 @@ def request_of(arch: str, cfg: Any, pretrained: bool, options: Mapping[str, Any]
     if source in SAVED:
         location = cfg_field(cfg, "file" if source == "local-dir" else "hf_hub_id")
         head = saved_head(source, location, options.get("cache_dir"))
+        if head is None and options.get("denoiser") is None:
+            variant = None  # the tag says where a saved model comes from, its configuration what it is
     elif variant is None and str(tag).startswith("dvt"):
         known = list_variants(f"{arch}.*")
         raise RuntimeError(

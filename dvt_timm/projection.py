@@ -30,6 +30,58 @@ def places(h: int, w: int) -> Tensor:  # [h * w, 4]
     return torch.stack([x, y, x.abs(), y.abs()], dim=1)
 
 
+class Moments:
+    """Means and covariances of features and of their places, added up map by map in float64.
+
+    Raises:
+        ValueError: from its properties, if nothing was added.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: list[Tensor] = []  # features [C], their squares [C, C], they by place [C, 4], places [4]
+
+    def add(self, fmap: Tensor) -> None:
+        """Add a map [h, w, C]; raise ValueError if it has another shape, or a value is not finite."""
+        width = len(self._sums[0]) if self._sums else "C"
+        if fmap.ndim != 3 or (self._sums and fmap.shape[2] != width):
+            raise ValueError(f"features must be maps [h, w, {width}], got {list(fmap.shape)}")
+        x = fmap.detach().cpu().double().flatten(0, 1)
+        if not bool(x.isfinite().all()):
+            raise ValueError("a map holds NaN or Inf; check the model's weights")
+        place = places(fmap.shape[0], fmap.shape[1])
+        parts = [x.sum(dim=0), x.T @ x, x.T @ place, place.sum(dim=0)]
+        self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
+        self._count += len(x)
+
+    @property
+    def mean(self) -> Tensor:  # [C]
+        """The mean feature."""
+        return self._means()[0]
+
+    @property
+    def covariance(self) -> Tensor:  # [C, C]
+        """The covariance of the channels."""
+        mean, squares, _, _ = self._means()
+        return squares - mean.outer(mean)
+
+    @property
+    def with_places(self) -> Tensor:  # [C, 4]
+        """The covariance of the channels with `places`."""
+        mean, _, products, place = self._means()
+        return products - mean.outer(place)
+
+    @property
+    def place(self) -> Tensor:  # [4]
+        """The mean of `places`."""
+        return self._means()[3]
+
+    def _means(self) -> list[Tensor]:
+        if not self._sums:
+            raise ValueError("at least one map [h, w, C] is needed to find where places are read")
+        return [part / self._count for part in self._sums]
+
+
 class PositionProjection(Head):
     """Takes away the dimensions of a feature from which a patch's place is read linearly.
 
@@ -70,11 +122,19 @@ class PositionProjection(Head):
         Raises:
             ValueError: if there is no map, widths differ, a value is not finite, or the rank is out of range.
         """
-        mean, covariance, sides = _moments(features)
+        moments = Moments()
+        for fmap in features:
+            moments.add(fmap)
+        return cls.of(moments, rank)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, moments: Moments, rank: int = RANK) -> PositionProjection:
+        """Do what `fit` does, with the moments of maps."""
+        mean = moments.mean
         projection = cls(len(mean), rank)
-        basis = _directions(covariance, sides, rank)
         projection.mean.copy_(mean)
-        projection.basis.copy_(basis)
+        projection.basis.copy_(_directions(moments.covariance, moments.with_places, rank))
         return projection.eval()
 
     @property
@@ -90,26 +150,6 @@ class PositionProjection(Head):
     def __repr__(self) -> str:
         place = "" if self.source is None else f", source={self.source.place!r}"
         return f"PositionProjection(dim={self.dim}, rank={self.rank}{place})"
-
-
-def _moments(features: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the mean [C], the covariance [C, C], and the covariance with the place [C, 4], float64."""
-    sums: list[Tensor] = []  # of features [C], of their squares [C, C], of them by place [C, 4], and of places [4]
-    count = 0
-    for fmap in features:
-        x = fmap.detach().cpu().double().flatten(0, 1)
-        if fmap.ndim != 3 or (sums and x.shape[1] != len(sums[0])):
-            raise ValueError(f"features must be maps [h, w, {len(sums[0]) if sums else 'C'}], got {list(fmap.shape)}")
-        if not bool(x.isfinite().all()):
-            raise ValueError("a map holds NaN or Inf; check the model's weights")
-        place = places(fmap.shape[0], fmap.shape[1])
-        parts = [x.sum(dim=0), x.T @ x, x.T @ place, place.sum(dim=0)]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-        count += len(x)
-    if not sums:
-        raise ValueError("a projection needs at least one map [h, w, C] to be fitted to")
-    mean, squares, products, place = (part / count for part in sums)
-    return mean, squares - mean.outer(mean), products - mean.outer(place)
 
 
 def _directions(covariance: Tensor, sides: Tensor, rank: int) -> Tensor:

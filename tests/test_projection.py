@@ -74,7 +74,7 @@ def test_it_is_the_regression_written_out() -> None:
 def test_what_cannot_be_fitted() -> None:
     maps = planted(2)
     for features, rank, message in (
-        ([], 4, r"needs at least one map \[h, w, C\]"),
+        ([], 4, r"at least one map \[h, w, C\]"),
         ([maps[0], maps[1][..., :5]], 4, r"features must be maps \[h, w, 24\], got \[9, 7, 5\]"),
         ([maps[0][0]], 4, r"features must be maps \[h, w, C\], got \[8, 24\]"),
         ([maps[0] * torch.nan], 4, "a map holds NaN or Inf"),

@@ -64,10 +64,15 @@ def _is_scratch(path: Path, names: str) -> bool:
     return re.fullmatch(rf"\.[0-9a-f]{{8}}\.({names})|{OF_SAFETENSORS}", path.name) is not None
 
 
+def write_text(target: Path, text: str) -> None:
+    """Replace a file by a text, UTF-8."""
+    with replacing(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
 def write_json(target: Path, value: Any) -> None:
     """Replace a file by a value as JSON."""
-    with replacing(target) as path:
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(target, json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from typing import Any
 import dvt_timm
 
 from .._version import __version__
-from . import convert, debias, distill, features, fit, list, push, train, weights
+from . import convert, debias, distill, evaluate, features, fit, list, push, train, weights
 from .console import CommandError, one_line
 
-COMMANDS = (features, fit, train, distill, debias, list, convert, push, weights)
+COMMANDS = (features, fit, train, distill, evaluate, debias, list, convert, push, weights)
 EXPECTED = (CommandError, OSError, ValueError, RuntimeError, ImportError)  # what the library says in a line
 
 

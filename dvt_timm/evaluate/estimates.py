@@ -6,6 +6,7 @@ Letters: R resamples, N photos, K labels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,20 @@ class Estimate:
         positive = other.samples.where(other.samples > 0, torch.nan)
         return Estimate(self.value / other.value if other.value > 0 else float("nan"), self.samples / positive)
 
+    def complement(self) -> Estimate:
+        """Take it from 1."""
+        return Estimate(1 - self.value, 1 - self.samples)
+
+    def at_least(self, least: float) -> Estimate:
+        """Raise it to a value where it is below."""
+        return Estimate(max(self.value, least), self.samples.clamp(min=least))
+
+    @staticmethod
+    def mean(estimates: Sequence[Estimate]) -> Estimate:
+        """Average figures over the same photos."""
+        samples = torch.stack([estimate.samples for estimate in estimates]).mean(dim=0)
+        return Estimate(sum(estimate.value for estimate in estimates) / len(estimates), samples)
+
     def __format__(self, spec: str) -> str:
         low, high = self.interval
         return f"{self.value:{spec}} [{low:{spec}}, {high:{spec}}]"
@@ -57,11 +72,25 @@ def mean_over(values: Tensor) -> Estimate:  # [N]
     return Estimate(float(values.mean()), resampled(len(values)) @ values / len(values))
 
 
+def ratio_over(numerators: Tensor, denominators: Tensor) -> Estimate:  # [N] each
+    """Divide the sum over the photos of one figure by that of another."""
+    top, bottom, counts = numerators.double(), denominators.double(), resampled(len(numerators))
+    return Estimate(float(top.sum() / bottom.sum()), (counts @ top) / (counts @ bottom))
+
+
 def mean_iou_over(confusions: Tensor) -> Estimate:  # [N, K, K], label by prediction, of each photo
     """Compute the mIoU in 0..1 over the labels that occur; that of a resample over those that occur in it."""
     confusions = confusions.double()
     samples = torch.einsum("rn,nkl->rkl", resampled(len(confusions)), confusions)
     return Estimate(float(_mean_iou(confusions.sum(dim=0))), _mean_iou(samples))
+
+
+def iou_over(confusions: Tensor) -> list[Estimate]:  # [N, K, K], label by prediction, of each photo
+    """Compute the IoU in 0..1 of each label; NaN where it does not occur."""
+    confusions = confusions.double()
+    whole = _iou(confusions.sum(dim=0))
+    samples = _iou(torch.einsum("rn,nkl->rkl", resampled(len(confusions)), confusions))
+    return [Estimate(float(whole[k]), samples[:, k]) for k in range(len(whole))]
 
 
 def resampled(num_photos: int) -> Tensor:
@@ -78,6 +107,10 @@ def resampled(num_photos: int) -> Tensor:
 
 
 def _mean_iou(confusion: Tensor) -> Tensor:  # [..., K, K] -> [...]
+    return _iou(confusion).nanmean(dim=-1)
+
+
+def _iou(confusion: Tensor) -> Tensor:  # [..., K, K] -> [..., K]
     both, of_label, predicted = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(dim=-1), confusion.sum(dim=-2)
     iou = both / (of_label + predicted - both)
-    return iou.where(of_label > 0, torch.nan).nanmean(dim=-1)
+    return iou.where(of_label > 0, torch.nan)

@@ -1,15 +1,75 @@
-"""Position leakage says how well a linear probe reads a patch's position from its feature."""
+"""Position leakage says how well a probe reads a patch's position from its feature.
+
+Letters: h x w patches, C channels; four targets: x, y, |x| and |y| from the middle of the image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from ..projection import places
+from ..projection import Moments, places
 
+TARGETS = ("x", "y", "|x|", "|y|")
 RIDGE = 1e-4  # of the standardized features' mean square
+NEIGHBORS = 30
+CHUNK = 2048  # patches at a time
+
+
+@dataclass(frozen=True)
+class LinearPlaces:
+    """A ridge regression from a patch's standardized feature to its place."""
+
+    mean: Tensor  # [C]
+    weights: Tensor  # [C, 4]
+    place: Tensor  # [4], the mean one
+
+    @classmethod
+    def fit(cls, moments: Moments) -> LinearPlaces:
+        """Solve it from the moments of the maps that fit the probe; raise ValueError if there are none."""
+        return cls.solved(moments.mean, moments.covariance, moments.with_places, moments.place)
+
+    @classmethod
+    def solved(cls, mean: Tensor, covariance: Tensor, with_places: Tensor, place: Tensor) -> LinearPlaces:
+        """Solve it from what `Moments` holds: [C], [C, C], [C, 4], [4]."""
+        scale = covariance.diagonal().clamp(min=0).sqrt().clamp(min=1e-12)
+        standardized = covariance / scale.outer(scale) + RIDGE * torch.eye(len(scale), dtype=scale.dtype)
+        weights = torch.linalg.solve(standardized, with_places / scale[:, None])
+        return cls(mean, weights / scale[:, None], place)
+
+    def read(self, fmap: Tensor) -> Tensor:  # [h, w, C] -> [h * w, 4]
+        """Read the places of patches."""
+        return (fmap.double().cpu().flatten(0, 1) - self.mean) @ self.weights + self.place
+
+
+@dataclass(frozen=True)
+class NearestPlaces:
+    """The mean place of the patches that are most alike: what a projection does not remove by construction."""
+
+    features: Tensor  # [N, C], of length 1
+    places: Tensor  # [N, 4]
+
+    @classmethod
+    def of(cls, features: Tensor, places: Tensor) -> NearestPlaces:
+        """Remember patches [N, C] and their places [N, 4]."""
+        return cls(normalize(features.float(), dim=1), places.float())
+
+    def read(self, features: Tensor) -> Tensor:  # [M, C] -> [M, 4]
+        """Read the places of patches from their 30 nearest ones by the cosine."""
+        found = []
+        for queries in normalize(features.float(), dim=1).split(CHUNK):
+            nearest = (queries @ self.features.T).topk(min(NEIGHBORS, len(self.features)), dim=1).indices
+            found.append(self.places[nearest].mean(dim=1))
+        return torch.cat(found).double()
+
+
+def errors_of(read: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:  # [N, 4] both -> [4] both
+    """Sum the squared errors of places that were read, and the squares of the true ones from their mean."""
+    return (read - truth).square().sum(dim=0), (truth - truth.mean(dim=0)).square().sum(dim=0)
 
 
 def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[str, float]:
@@ -28,26 +88,12 @@ def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[st
     Raises:
         ValueError: if either has no map.
     """
-    features, targets = _stack(train)
-    mean, scale = features.mean(dim=0), features.std(dim=0).clamp(min=1e-12)
-    design = _with_constant((features - mean) / scale)
-    penalty = RIDGE * len(design) * torch.eye(design.shape[1], dtype=design.dtype)
-    penalty[-1, -1] = 0
-    weights = torch.linalg.solve(design.T @ design + penalty, design.T @ targets)
-    features, targets = _stack(test)
-    error = targets - _with_constant((features - mean) / scale) @ weights
-    r2 = 1 - error.square().sum(dim=0) / (targets - targets.mean(dim=0)).square().sum(dim=0)
-    return dict(zip(("x", "y", "|x|", "|y|"), r2.tolist(), strict=True))
-
-
-def _stack(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack all patches' features [N, C] and targets [N, 4], float64."""
-    parts = list(maps)
-    if not parts:
-        raise ValueError("position leakage needs at least one map [h, w, C] to fit and one to test on")
-    features = torch.cat([part.double().cpu().flatten(0, 1) for part in parts])
-    return features, torch.cat([places(part.shape[0], part.shape[1]) for part in parts])
-
-
-def _with_constant(features: Tensor) -> Tensor:
-    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+    moments = Moments()
+    for fmap in train:
+        moments.add(fmap)
+    probe = LinearPlaces.fit(moments)
+    sums = [errors_of(probe.read(fmap), places(fmap.shape[0], fmap.shape[1])) for fmap in test]
+    if not sums:
+        raise ValueError("position leakage needs at least one map [h, w, C] to test on")
+    errors, squares = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
+    return dict(zip(TARGETS, (1 - errors / squares).tolist(), strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -12,32 +14,45 @@ CHUNK = 2048  # patches at a time
 NEIGHBORS = 10
 VOID = 255  # label of pixels and patches that have none
 PIXELS = 8  # a side, of the labels that a patch is judged by
+Classifier = Callable[[Tensor], Tensor]  # [M, C] -> [M] labels
 EPOCHS, BATCH, RATE, DECAY = 10, 1024, 1e-2, 1e-4  # of the linear probe
 
 
-def knn_probe(train: Tensor, labels: Tensor, test: Tensor, neighbors: int = NEIGHBORS) -> Tensor:
-    """Predict the label that the nearest training patches vote for, each with its cosine as its weight.
+def knn_probe(
+    train: Tensor, labels: Tensor, test: Tensor, neighbors: int = NEIGHBORS, temperature: float | None = None
+) -> Tensor:
+    """Predict the label that the nearest training patches vote for.
 
     Args:
         train: [N, C], features of the training patches.
         labels: [N], theirs, from 0 on.
         test: [M, C].
         neighbors: how many patches vote.
+        temperature: T of a vote's weight, exp(cosine / T); by default the cosine itself.
 
     Returns:
         [M] labels.
     """
-    keys = normalize(train.float(), dim=1)
-    votes = []
-    for queries in normalize(test.float(), dim=1).split(CHUNK):
-        cosine, index = (queries @ keys.T).topk(min(neighbors, len(keys)), dim=1)
-        tally = cosine.new_zeros(len(queries), int(labels.max()) + 1)
-        votes.append(tally.scatter_add_(1, labels.long()[index], cosine).argmax(dim=1))
-    return torch.cat(votes)
+    return fit_knn(train, labels, neighbors, temperature)(test)
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+def fit_knn(train: Tensor, labels: Tensor, neighbors: int = NEIGHBORS, temperature: float | None = None) -> Classifier:
+    """Remember patches, for `knn_probe` of many tests."""
+    keys, labels = normalize(train.float(), dim=1), labels.long()
+    num_labels = int(labels.max()) + 1
+
+    def predict(test: Tensor) -> Tensor:
+        votes = []
+        for queries in normalize(test.float(), dim=1).split(CHUNK):
+            cosine, index = (queries @ keys.T).topk(min(neighbors, len(keys)), dim=1)
+            weight = cosine if temperature is None else (cosine / temperature).softmax(dim=1)
+            tally = cosine.new_zeros(len(queries), num_labels)
+            votes.append(tally.scatter_add_(1, labels[index], weight).argmax(dim=1))
+        return torch.cat(votes)
+
+    return predict
+
+
 def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> Tensor:
     """Predict the label with a linear classifier on standardized features: AdamW, ten epochs, cosine schedule.
 
@@ -50,6 +65,13 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> 
     Returns:
         [M] labels.
     """
+    return fit_linear(train, labels, seed)(test)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def fit_linear(train: Tensor, labels: Tensor, seed: int = 0) -> Classifier:
+    """Train the classifier of `linear_probe`, for many tests."""
     mean, scale = train.float().mean(dim=0), train.float().std(dim=0).clamp(min=1e-12)
     features = (train.float() - mean) / scale
     generator = torch.Generator().manual_seed(seed)
@@ -65,8 +87,12 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, seed: int = 0) -> 
             cross_entropy(probe(features[batch]), labels[batch].long()).backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def predict(test: Tensor) -> Tensor:
         return torch.cat([probe((part.float() - mean) / scale).argmax(dim=1) for part in test.split(CHUNK)])
+
+    return predict
 
 
 def mean_iou(predicted: Tensor, labels: Tensor) -> float:

@@ -263,7 +263,4 @@ def _counted(shape: tuple[int, int, int], test: _Patches, predicted: Tensor) -> 
 
 def _mean_over_plants(confusions: dict[int | None, Confusions], probe: str) -> Estimate:
     scores = [mean_iou_over(of_seed[probe]) for seed, of_seed in confusions.items() if seed is not None]
-    return Estimate(
-        sum(score.value for score in scores) / len(scores),
-        torch.stack([score.samples for score in scores]).mean(dim=0),
-    )
+    return Estimate.mean(scores)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import DEMO, FAMILIES, VIT, create, images, random_head, size_of
+from helpers import DEMO, FAMILIES, VIT, create, images, random_head, same_weights, size_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -130,3 +130,11 @@ def test_one_that_a_newer_version_wrote(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "schema": 99}))
     with pytest.raises(ValueError, match=r"has schema 99 .*update dvt-timm"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_what_was_undenoised_is_read_back_plain(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True, img_size=56).eval()
+    dvt_timm.save_model(dvt_timm.undenoise(model), tmp_path)
+    read = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert type(read) is type(model)
+    assert same_weights(read, model)

@@ -1,0 +1,1 @@
+"""The benchmarks' folders as map-style data sets."""

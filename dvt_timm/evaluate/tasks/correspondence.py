@@ -1,0 +1,117 @@
+"""Key points of a photo found in another of the same kind of object: SPair-71k, PCK.
+
+Letters: K points of a pair, A shares alpha, N pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..._util.images import ImageError, read_image
+from ..correspondence import match_points
+from ..data.spair import Pair
+from ..estimates import mean_over, ratio_over
+from ..report import Measure, Report
+from ..rows import Maps, Rows
+
+ALPHAS = (0.1, 0.05, 0.15, 0.2)  # of the longer side of the object's box; the first one is what sentences are about
+PER_IMAGE = [Measure(f"PCK@{alpha:.2f}", "higher", "%") for alpha in ALPHAS]
+PER_POINT = [Measure(f"PCK@{alpha:.2f} per point", "higher", "%") for alpha in ALPHAS]
+KEPT = 256  # photos whose maps are kept: those of a pair come again soon
+
+
+class Pairs(Protocol):
+    """A map-style data set of pairs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Pair: ...
+
+
+def correspondence(rows: Rows, pairs: Pairs, *, limit: int | None = None, progress: bool = False) -> Report:
+    """Find the key points of each pair's source in its target, each by the patch that is most alike.
+
+    Args:
+        rows: the model, and what is to be compared with it.
+        pairs: of photos.
+        limit: take so many pairs, spread evenly, rather than all.
+        progress: whether to show a bar.
+
+    Returns:
+        PCK at .05, .10, .15 and .20 of the longer side of the object's box, averaged over pairs ("per image" in papers)
+        and over points, with intervals over pairs.
+
+    Raises:
+        ValueError: if no pair can be read.
+    """
+    skipped: dict[str, str] = {}
+    kept: dict[Path, Maps] = {}
+    found: dict[str, list[Tensor]] = {name: [] for name in rows.names}  # [A] points found, of each pair
+    counts, names = [], []
+    for i in tqdm(spread_over(len(pairs), limit), desc="pairs", disable=None if progress else True):
+        pair = pairs[i]
+        try:
+            images = [read_image(path) for path in (pair.source, pair.target)]
+        except ImageError as error:
+            skipped[pair.name] = str(error)
+            continue
+        source, target = (
+            _maps(rows, path, image, kept) for path, image in zip((pair.source, pair.target), images, strict=True)
+        )
+        counts.append(len(pair.source_points))
+        names.append(str(pair.target))
+        for name in rows.names:
+            found[name].append(_points_found(pair, images, source.rows[name], target.rows[name]))
+    if not counts:
+        raise ValueError(f"none of {len(pairs)} pairs can be read: {next(iter(skipped.values()), 'there are none')}")
+    return _report(rows, found, torch.tensor(counts), names, skipped)
+
+
+def spread_over(count: int, limit: int | None) -> list[int]:
+    """Choose so many of a data set's indices, spread evenly; all without a limit."""
+    taken = count if limit is None else min(limit, count)
+    return [i * count // taken for i in range(taken)]
+
+
+def _maps(rows: Rows, path: Path, image: Image.Image, kept: dict[Path, Maps]) -> Maps:
+    if path not in kept:
+        while len(kept) >= KEPT:
+            kept.pop(next(iter(kept)))
+        kept[path] = rows.maps(image)
+    return kept[path]
+
+
+def _points_found(pair: Pair, images: Sequence[Image.Image], source: Tensor, target: Tensor) -> Tensor:  # [A]
+    """Count the points that are found near enough, for each alpha."""
+    sides = [torch.tensor(image.size, dtype=torch.float32) for image in images]
+    guessed = match_points(source, target, (pair.source_points / sides[0]).clamp(0, 1)) * sides[1]
+    distance = (guessed - pair.target_points).norm(dim=1)
+    return torch.stack([(distance <= alpha * pair.side).sum() for alpha in ALPHAS])
+
+
+def _report(
+    rows: Rows, found: Mapping[str, list[Tensor]], counts: Tensor, names: list[str], skipped: dict[str, str]
+) -> Report:
+    hits = {name: torch.stack(of) for name, of in found.items()}  # [N, A]
+    figures: dict[str, dict[str, Any]] = {}
+    for name, of in hits.items():
+        figures[name] = {m.name: mean_over(of[:, a] / counts) for a, m in enumerate(PER_IMAGE)}
+        figures[name] |= {m.name: ratio_over(of[:, a], counts) for a, m in enumerate(PER_POINT)}
+    return Report(
+        task="correspondence",
+        over="pairs",
+        count=len(counts),
+        measures=[*PER_IMAGE, *PER_POINT],
+        figures=figures,
+        settings=rows.settings,
+        each={PER_IMAGE[0].name: {name: (of[:, 0] / counts).tolist() for name, of in hits.items()}},
+        names=names,
+        skipped=skipped,
+    )

@@ -1,0 +1,80 @@
+"""Objects found in photos without labels: LOST, CorLoc."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from ..._util.images import read_image
+from ..data.boxes import Located
+from ..discovery import is_located, lost
+from ..estimates import mean_over
+from ..report import Measure, Report
+from ..rows import Rows
+from .correspondence import spread_over
+
+CORLOC = Measure("CorLoc", "higher", "%")
+
+
+class Photos(Protocol):
+    """A map-style data set of photos with boxes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Located: ...
+
+
+def discovery(
+    rows: Rows,
+    photos: Photos,
+    *,
+    limit: int | None = None,
+    neighbors: int = 100,
+    bias: float = 0.0,
+    progress: bool = False,
+) -> Report:
+    """Find the object of each photo by LOST, and see whether it is one that people marked.
+
+    Args:
+        rows: the model, and what is to be compared with it.
+        photos: with boxes; those without any are left out.
+        limit: take so many photos, spread evenly, rather than all.
+        neighbors, bias: of `lost`.
+        progress: whether to show a bar.
+
+    Returns:
+        CorLoc: the share of photos whose box overlaps a true one with an IoU above .5, with intervals over photos.
+
+    Raises:
+        ValueError: if no photo can be read.
+    """
+    skipped: dict[str, str] = {}
+    found: dict[str, list[float]] = {name: [] for name in rows.names}
+    names = []
+    for i in tqdm(spread_over(len(photos), limit), desc="photos", disable=None if progress else True):
+        try:
+            photo = photos[i]
+            image = read_image(photo.image)
+        except ValueError as error:
+            skipped[f"photo {i}"] = str(error)
+            continue
+        if not len(photo.boxes):
+            continue
+        names.append(str(photo.image))
+        for name, fmap in rows.maps(image).rows.items():
+            found[name].append(float(is_located(lost(fmap, neighbors=neighbors, bias=bias), photo.boxes)))
+    if not names:
+        raise ValueError(f"no photo with a box can be read: {next(iter(skipped.values()), 'there is none')}")
+    return Report(
+        task="discovery",
+        over="photos",
+        count=len(names),
+        measures=[CORLOC],
+        figures={name: {CORLOC.name: mean_over(torch.tensor(of))} for name, of in found.items()},
+        settings={**rows.settings, "neighbors": neighbors, "bias": bias},
+        each={CORLOC.name: found},
+        names=names,
+        skipped=skipped,
+    )

@@ -132,9 +132,7 @@ def test_it_is_a_denoiser(tmp_path: Path) -> None:
     assert symbolic_trace(loaded)(expected.unflatten(1, grid)).shape == (2, *grid, 128)
 
 
-def test_by_the_name_of_its_folder_and_from_the_hub(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_the_name_of_its_folder_and_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     base = serve_base(hub)
     projection = some_projection(64)

@@ -9,8 +9,8 @@ where a photo has nothing. `PositionProjection` is the baseline of all denoisers
 
 from ..projection import PositionProjection
 from .backdrops import backdrops, far_patches, on_backdrop
-from .correspondence import match_points
 from .estimates import Estimate
+from .keypoints import match_points
 from .leakage import position_leakage
 from .mic import information_coefficients
 from .planting import artifact_left, distance_to_truth, plant, won_back

@@ -89,7 +89,7 @@ def depth_sample(
         std: of R, G, B in 0..1.
 
     Returns:
-        The normalized image [3, 416, 544], float32, and depths [1, 416, 544], 0 where the rotation uncovers nothing.
+        The normalized image [3, 416, 544], float32, and depths [1, 416, 544], 0 where the rotation leaves none.
 
     Raises:
         ImportError: without torchvision.
@@ -110,7 +110,7 @@ def depth_sample(
 
 
 def mixed_crop(labels: Tensor, size: int, generator: Generator) -> tuple[slice, slice]:
-    """Draw a crop in which no class holds 75 % of the labeled pixels or more, so that there are two; after ten, any.
+    """Draw a crop in which no class holds 75 % of the labeled pixels or more; after ten tries, any.
 
     Args:
         labels: [H, W], 255 to ignore.
@@ -229,7 +229,9 @@ def _coin(generator: Generator) -> bool:
 
 def _check_shapes(image: Image.Image, shape: tuple[int, ...]) -> None:
     if shape != (image.height, image.width):
-        raise ValueError(f"the image has {image.height} x {image.width} pixels, its labels {list(shape)}")
+        raise ValueError(
+            f"the image has {image.height} x {image.width} pixels, its labels {list(shape)}; they must agree"
+        )
 
 
 def _torchvision() -> ModuleType:

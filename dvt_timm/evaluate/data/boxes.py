@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..discovery import box_around, components
+from ..objects import box_around, components
 
 VOID = 255  # label of pixels between objects
 LAYOUT = "VOCdevkit/VOC20{07,12}/{JPEGImages,Annotations,ImageSets/Main/<split>.txt}"

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..._util.images import ImageError, read_image
-from ..correspondence import match_points
 from ..data.spair import Pair
 from ..estimates import mean_over, ratio_over
+from ..keypoints import match_points
 from ..report import Measure, Report
 from ..rows import Maps, Rows
 

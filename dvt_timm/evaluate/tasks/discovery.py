@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from ..._util.images import read_image
 from ..data.boxes import Located
-from ..discovery import is_located, lost
 from ..estimates import mean_over
+from ..objects import is_located, lost
 from ..report import Measure, Report
 from ..rows import Rows
 from .correspondence import spread_over

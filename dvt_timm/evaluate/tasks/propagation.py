@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..data.davis import Video
 from ..estimates import Estimate, ratio_over
-from ..propagation import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
 from ..report import Measure, Report
 from ..rows import Rows
+from ..videos import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
 from .correspondence import spread_over
 
 J, F = Measure("J", "higher", "%"), Measure("F", "higher", "%")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dvt_timm.evaluate.discovery import box_around, components, is_located, lost
+from dvt_timm.evaluate.objects import box_around, components, is_located, lost
 
 H, W = 8, 12
 SHIFTS = torch.randn(H, W, 6, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dvt_timm.evaluate.propagation import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
+from dvt_timm.evaluate.videos import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
 
 Mask = npt.NDArray[np.bool_]
 

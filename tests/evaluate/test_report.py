@@ -1,0 +1,129 @@
+"""A report says in a sentence whether there is a difference, and every number with its interval."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import photos
+from PIL import Image
+
+from dvt_timm.evaluate.estimates import Estimate, mean_over
+from dvt_timm.evaluate.report import Measure, Report
+
+MIOU, LEAKAGE = Measure("mIoU", "higher", "%"), Measure("leakage", "lower")
+
+
+def report(plain: list[float], head: list[float], measure: Measure = MIOU, **options: Any) -> Report:
+    values = {"plain": plain, "head": head}
+    return Report(
+        task="segmentation",
+        over="images",
+        count=len(plain),
+        measures=[measure, Measure("other", "higher")],
+        figures={row: {measure.name: mean_over(torch.tensor(of))} for row, of in values.items()},
+        each={measure.name: values},
+        **options,
+    )
+
+
+def noise(count: int = 100) -> list[float]:
+    return (torch.randn(count, generator=torch.Generator().manual_seed(0)) * 0.1).tolist()
+
+
+def test_sentences() -> None:
+    plain = noise()
+    better = [value + 0.014 + 0.001 * (i % 2) for i, value in enumerate(plain)]
+    sentence = report(plain, better).verdict("head")
+    assert sentence == "head: better than plain by 1.4 +- 0.0 points of mIoU (100 images)."
+    assert report(better, plain).verdict("head").startswith("head: worse than plain by 1.4 +- 0.0 points of mIoU")
+    assert report(plain, better, LEAKAGE).verdict("head").startswith("head: worse than plain by 0.014 +- 0.000 of leak")
+    assert report(better, plain, LEAKAGE).verdict("head").startswith("head: better than plain by")
+    assert report(plain, better).verdicts.keys() == {"head"}
+
+
+def test_no_difference_and_how_many_it_would_take() -> None:
+    plain = [0.0] * 100
+    head = [0.1 * (-1) ** i + 0.002 for i in range(100)]
+    sentence = report(plain, head).verdict("head")
+    assert sentence.startswith("head: no difference from plain was found in mIoU with 100 images (+0.2 +- ")
+    needed = int(sentence.rpartition("some ")[2].rstrip(".").replace(",", ""))
+    assert needed == pytest.approx(100 * (1.96 * 0.01 / 0.002) ** 2, rel=0.15)
+    same = report(plain, plain).verdict("head")
+    assert same == "head: no difference from plain was found in mIoU with 100 images (+0.0 +- 0.0 points)."
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    sentence = report([0.2], [0.3]).verdict("head")
+    assert sentence == "head: +10.0 points of mIoU; 1 of the images say nothing of others."
+    unknown = report([math.nan, 1.0], [0.3, 0.2]).verdict("head")
+    assert unknown == "head: mIoU is not known, so that nothing can be said."
+
+
+def test_the_table() -> None:
+    lines = report(noise(), noise(), published={"head": {"mIoU": 0.841}}).table().splitlines()
+    assert lines[0] == "| measure | better | plain | head |"
+    assert lines[2].startswith("| mIoU, % | higher | ")
+    assert lines[2].count("[") == 2
+    assert lines[3] == "| mIoU, published | higher | - | 84.1 |"
+    assert lines[4] == "| other | higher | - | - |"
+
+
+class Tags(HTMLParser):
+    """Which tags a page has, each opened one closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href") and value and value[0] != "#"]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    names = list(map(str, photos(tmp_path / "photos", 3)))
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos/<b>.png")
+    names += [str(tmp_path / "photos/<b>.png"), "gone.png"]
+    classes = {"cat & dog": {"plain": Estimate(0.5, torch.rand(1000)), "head": mean_over(torch.tensor([math.nan]))}}
+    found = report(
+        [0.1, 0.2, 0.3, 0.4, 0.5],
+        [0.2, 0.1, math.nan, 0.4, 0.6],
+        names=names,
+        classes=classes,
+        settings={"model": "<i>"},
+        skipped={"bad.jpg": "no image"},
+    )
+    found.save(tmp_path / "report")
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"report.json", "report.md", "report.html", "figures.png", "classes.png", "scatter-miou.png"}
+
+    def refused(value: str) -> None:
+        raise ValueError(value)
+
+    values = json.loads((tmp_path / "report/report.json").read_text(), parse_constant=refused)
+    assert values["figures"]["head"]["mIoU"] == {"value": None, "low": None, "high": None}
+    assert values["each"]["mIoU"]["head"][2] is None
+    assert values["verdicts"]["head"].startswith("head: ")
+    assert values["settings"]["model"] == "<i>"
+    assert "bad.jpg: no image" in (tmp_path / "report/report.md").read_text()
+    page = (tmp_path / "report/report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert tags.seen.count("img") == 2  # one gains, one loses; another one that gains is gone
+    assert all(source.startswith("data:") for source in tags.sources)
+    assert "<i>" not in page
+    assert "gone.png: +10.0" in page

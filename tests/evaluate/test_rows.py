@@ -1,0 +1,122 @@
+"""The rows of a table: one pass of the plain model serves all heads, and maps are kept on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import FAMILIES, VIT, create, photo, random_head
+from PIL import Image
+
+import dvt_timm
+from dvt_timm.evaluate import PositionProjection, plant
+from dvt_timm.evaluate.rows import MapCache, Rows
+
+PHOTOS = [photo(seed).resize((90, 70)) for seed in range(5)]
+
+
+def plain_model() -> Any:
+    return create(FAMILIES[VIT], dynamic_img_size=True, img_size=70)
+
+
+def raw_of(model: Any, image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    squeezed = image.resize(size[::-1], Image.Resampling.BICUBIC)
+    with torch.inference_mode():
+        maps = dvt_timm.feature_maps(model, dvt_timm.preprocess(model, squeezed, min(size)))
+    return (maps.raw if maps.denoised is None else maps.denoised)[0].permute(1, 2, 0)
+
+
+def test_every_row_is_what_its_model_gives() -> None:
+    model, head = plain_model(), random_head()
+    other = dvt_timm.denoise(create(FAMILIES[VIT], dynamic_img_size=True, img_size=70), random_head(seed=5))
+    rows = Rows(model, {"head": head}, others={"other": other}, batch_size=2)
+    assert rows.names == ["plain", "head", "other"]
+    every = list(rows.over(PHOTOS))
+    assert len(every) == 5
+    for image, maps in zip(PHOTOS, every, strict=True):
+        raw = raw_of(model, image, (70, 70))
+        torch.testing.assert_close(maps.rows["plain"], raw)
+        with torch.inference_mode():
+            torch.testing.assert_close(maps.rows["head"], head(raw[None])[0])
+        torch.testing.assert_close(maps.rows["other"], raw_of(other, image, (70, 70)))
+        assert maps.class_token is not None
+        assert maps.class_token.shape == (128,)
+
+
+def test_aspect_sizes_and_blocks() -> None:
+    rows = Rows(plain_model(), size=84, squeeze=False, batch_size=3)
+    wide, high = photo(1).resize((90, 60)), photo(2).resize((60, 90))
+    maps = list(rows.over([wide, high, wide]))
+    assert [tuple(each.rows["plain"].shape) for each in maps] == [(6, 9, 128), (9, 6, 128), (6, 9, 128)]
+    assert rows.grid(wide) == (6, 9)
+    torch.testing.assert_close(maps[0].rows["plain"], maps[2].rows["plain"])
+    early = Rows(plain_model(), layer=0).maps(wide)
+    assert early.rows["plain"].shape == (5, 5, 128)
+    assert early.class_token is None
+
+
+@pytest.mark.parametrize(("denoiser", "row"), [(random_head(), "denoised"), ({"positions": 2}, "positions")])
+def test_a_denoised_model_is_two_rows(denoiser: Any, row: str) -> None:
+    model = create(FAMILIES[VIT], denoiser=denoiser, dynamic_img_size=True, img_size=70)
+    rows = Rows(model)
+    assert rows.names == ["plain", row]
+    maps = rows.maps(PHOTOS[0]).rows
+    torch.testing.assert_close(maps[row], raw_of(model, PHOTOS[0], (70, 70)))
+    torch.testing.assert_close(maps["plain"], raw_of(plain_model(), PHOTOS[0], (70, 70)))
+    assert rows.shares_positions(row)
+    assert not Rows(plain_model(), others={"other": plain_model()}).shares_positions("other")
+
+
+def test_maps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, head = plain_model(), random_head()
+    first = list(Rows(model, {"head": head}, cache=MapCache(tmp_path)).over(PHOTOS))
+    with plant(model):
+        planted = Rows(model, {"head": head}, cache=MapCache(tmp_path)).maps(PHOTOS[0])
+    assert not torch.allclose(planted.rows["plain"], first[0].rows["plain"], atol=0.1)
+    (tmp_path / "damaged.safetensors").write_bytes(b"")
+    passes: list[int] = []
+    monkeypatch.setattr(Rows, "_pass", lambda self, name, images, size: passes.append(len(images)))
+    again = list(Rows(model, {"head": head}, cache=MapCache(tmp_path)).over(PHOTOS))
+    assert passes == []
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.class_token, other.class_token)
+        assert all(torch.equal(one.rows[name], other.rows[name]) for name in ("plain", "head"))
+
+
+def test_what_is_damaged_is_made_again(tmp_path: Path) -> None:
+    rows = Rows(plain_model(), cache=MapCache(tmp_path))
+    expected = rows.maps(PHOTOS[0]).rows["plain"]
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    assert torch.equal(rows.maps(PHOTOS[0]).rows["plain"], expected)
+    assert file.stat().st_size > 50
+
+
+def test_a_cache_is_bounded(tmp_path: Path) -> None:
+    rows = Rows(plain_model(), cache=MapCache(tmp_path, most_bytes=2 * 7_000))
+    maps = list(rows.over(PHOTOS))
+    assert len(list(tmp_path.iterdir())) == 3  # the third one goes over
+    assert torch.equal(rows.maps(PHOTOS[4]).rows["plain"], maps[4].rows["plain"])
+
+
+def test_the_projection_is_a_row() -> None:
+    rows = Rows(plain_model())
+    maps = [each.rows["plain"] for each in rows.over(PHOTOS)]
+    rows.add_projection(PHOTOS, 5)
+    expected = PositionProjection.fit(maps, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(rows.maps(PHOTOS[0]).rows["projection"], expected(maps[0][None])[0])
+
+
+def test_rows_that_do_not_go_together() -> None:
+    for options, message in (
+        ({"denoisers": {"head": random_head(64)}}, "head is 64 channels wide, the model 128"),
+        ({"layer": 3}, r"layer must be -3\.\.2 \(the model has 3 blocks\), got 3"),
+        ({"layer": 0, "denoisers": {"head": random_head()}}, "denoisers are for the last block, not for block 0"),
+        ({"denoisers": {"a": random_head()}, "others": {"a": plain_model()}}, "rows need names of their own"),
+        ({"denoisers": {"plain": random_head()}}, "rows need names of their own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Rows(plain_model(), **options)

@@ -120,13 +120,14 @@ def test_commands_and_their_options_exist(capsys: pytest.CaptureFixture[str]) ->
     for _, command, *arguments in commands():
         if command.startswith("-"):
             continue
-        if command not in helps:
+        words = [command, *(arguments[:1] if command == "evaluate" else [])]
+        if words[-1] not in helps:
             with pytest.raises(SystemExit, match="0"):
-                main([command, "--help"])
-            helps[command] = capsys.readouterr().out
+                main([*words, "--help"])
+            helps[words[-1]] = capsys.readouterr().out
         for option in (argument for argument in arguments if argument.startswith("--") and argument != "--help"):
-            assert re.search(rf"{option}\b", helps[command]), (command, option)
-    assert {"features", "fit", "train", "distill", "list", "push", "convert", "weights"} <= helps.keys()
+            assert re.search(rf"{option}\b", helps[words[-1]]), (command, option)
+    assert {"features", "fit", "train", "distill", "list", "push", "convert", "weights", "artifacts"} <= helps.keys()
 
 
 def test_names_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +185,8 @@ def test_sizes() -> None:
     assert len((ROOT / "weights/demo/README.md").read_text().splitlines()) <= 50
 
 
-@pytest.mark.parametrize("room", [dvt_timm, offline, train, evaluate, viz], ids=lambda room: room.__name__)
+@pytest.mark.parametrize("room", [dvt_timm, offline, train, evaluate, evaluate.data, viz], ids=lambda room: room.__name__)
 def test_public_names_are_in_the_api(room: ModuleType) -> None:
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", TEXTS["docs/api.md"], re.MULTILINE))
-    rooms = {"evaluate", "offline", "train", "viz"}
+    rooms = {"data", "evaluate", "offline", "train", "viz"}
     assert {name for name in room.__all__ if not name.startswith("__")} - rooms <= shown

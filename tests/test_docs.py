@@ -185,7 +185,9 @@ def test_sizes() -> None:
     assert len((ROOT / "weights/demo/README.md").read_text().splitlines()) <= 50
 
 
-@pytest.mark.parametrize("room", [dvt_timm, offline, train, evaluate, evaluate.data, viz], ids=lambda room: room.__name__)
+@pytest.mark.parametrize(
+    "room", [dvt_timm, offline, train, evaluate, evaluate.data, viz], ids=lambda room: room.__name__
+)
 def test_public_names_are_in_the_api(room: ModuleType) -> None:
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", TEXTS["docs/api.md"], re.MULTILINE))
     rooms = {"data", "evaluate", "offline", "train", "viz"}

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .console import CommandError, Commands, add_model_arguments, positive, quiet_hub, report
 
@@ -212,6 +212,12 @@ def _segmentation(rows: Rows, arguments: argparse.Namespace) -> Report:
     from ..evaluate.tasks.segmentation import segmentation
 
     train, test = open_masks(arguments.data, share=arguments.share, seed=arguments.seed)
+    if arguments.protocol == "paper":
+        from ..evaluate import SegmentationConfig, linear_segmentation
+
+        return linear_segmentation(
+            rows, train, test, config=SegmentationConfig(**_training(arguments)), **_trained(arguments)
+        )
     return segmentation(
         rows,
         train,
@@ -222,6 +228,25 @@ def _segmentation(rows: Rows, arguments: argparse.Namespace) -> Report:
         limit=arguments.limit,
         progress=True,
     )
+
+
+def _depth(rows: Rows, arguments: argparse.Namespace) -> Report:
+    from ..evaluate import DepthConfig, depth
+    from ..evaluate.data import NyuDepth
+
+    train, test = (NyuDepth(arguments.data, split) for split in ("train", "test"))
+    config = DepthConfig(**_training(arguments))
+    return depth(rows, train, test, config=config, as_released=arguments.as_released, **_trained(arguments))
+
+
+def _training(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the numbers of a probe's training; those that are not given are the authors'."""
+    given = {"steps": arguments.steps, "batch_size": arguments.train_batch}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _trained(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"folder": arguments.out, "seed": arguments.seed, "limit": arguments.limit, "progress": True}
 
 
 def _correspondence(rows: Rows, arguments: argparse.Namespace) -> Report:
@@ -257,10 +282,12 @@ def _add_artifacts(parser: argparse.ArgumentParser) -> None:
 def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
-        choices=("knn", "patch"),
+        choices=("knn", "patch", "paper"),
         default="knn",
-        help="knn: the nearest patches vote; patch: a linear classifier of patches, seconds (default: %(default)s)",
+        help="knn: the nearest patches vote; patch: a linear classifier of patches, seconds; paper: the paper's linear "
+        "probe of pixels, hours (default: %(default)s)",
     )
+    _add_training(parser, 40_000)
     parser.add_argument(
         "--memory", type=positive, default=25_000, metavar="N", help="patches that train (default: %(default)s)"
     )
@@ -268,6 +295,18 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share", type=float, default=0.5, metavar="X", help="images that train, where no list says (default: 0.5)"
     )
+
+
+def _add_depth(parser: argparse.ArgumentParser) -> None:
+    _add_training(parser, 38_400)
+    parser.add_argument(
+        "--as-released", action="store_true", help="the loss as the authors' code computes it, without gradients"
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser, steps: int) -> None:
+    parser.add_argument("--steps", type=positive, metavar="N", help=f"of the paper's probe (default: {steps:,})")
+    parser.add_argument("--train-batch", type=positive, metavar="N", help="images of its steps (default: 16)")
 
 
 def _add_propagation(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +334,13 @@ def _labeled_images(arguments: argparse.Namespace) -> Iterator[Image.Image]:
 
     train, _ = open_masks(arguments.data, share=arguments.share, seed=arguments.seed)
     return _read(train[i].image for i in range(len(train)))
+
+
+def _depth_images(arguments: argparse.Namespace) -> Iterator[Image.Image]:
+    from ..evaluate.data import NyuDepth
+
+    frames = NyuDepth(arguments.data, "train")
+    return _read(frames[i].image for i in range(len(frames)))
 
 
 def _pair_images(arguments: argparse.Namespace) -> Iterator[Image.Image]:
@@ -352,6 +398,15 @@ TASKS = {
         run=_segmentation,
         images=_labeled_images,
         options=_add_segmentation,
+    ),
+    "depth": Task(
+        "train the paper's linear probe of depth (RMSE)",
+        "NYU depth v2: {scene}/{rgb_*.jpg, sync_depth_*.png} with nyu_train.txt and nyu_test.txt",
+        squeeze=True,
+        size=None,
+        run=_depth,
+        images=_depth_images,
+        options=_add_depth,
     ),
     "correspondence": Task(
         "find key points of photos in others of the same kind of object (PCK)",

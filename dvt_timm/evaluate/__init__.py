@@ -1,7 +1,8 @@
 """Whether denoising helps: tasks on benchmarks and on photos of one's own, and the measures that they are made of.
 
-A task (`artifacts`, `segmentation`, `correspondence`, `propagation`, `discovery`) takes `Rows`, a model with what is to
-be compared with it, and data (`evaluate.data`), and gives a `Report`. Measures are functions of arrays:
+A task (`artifacts`, `segmentation`, `linear_segmentation`, `depth`, `correspondence`, `propagation`, `discovery`) takes
+`Rows`, a model with what is to be compared with it, and data (`evaluate.data`), and gives a `Report`. Measures are
+functions of arrays:
 
 - artifacts without labels: `position_leakage`, `information_coefficients`;
 - labels of patches: `knn_probe`, `linear_probe`, `mean_iou`, `patch_labels`;
@@ -16,6 +17,7 @@ be compared with it, and data (`evaluate.data`), and gives a `Report`. Measures 
 from ..projection import PositionProjection
 from . import data
 from .backdrops import backdrops, far_patches, on_backdrop
+from .depth_probe import DepthConfig
 from .estimates import Estimate
 from .keypoints import match_points
 from .leakage import position_leakage
@@ -25,15 +27,19 @@ from .planting import artifact_left, distance_to_truth, plant, won_back
 from .probes import knn_probe, linear_probe, mean_iou, patch_labels
 from .report import Measure, Report
 from .rows import MapCache, Maps, Rows
+from .segmentation_probe import SegmentationConfig
 from .tasks.artifacts import artifacts
 from .tasks.correspondence import correspondence
+from .tasks.depth import depth
 from .tasks.discovery import discovery
+from .tasks.pixels import linear_segmentation
 from .tasks.propagation import propagation
 from .tasks.segmentation import segmentation
 from .truth import LabelScores, Method, Planted, planted
 from .videos import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
 
 __all__ = [
+    "DepthConfig",
     "Estimate",
     "LabelScores",
     "MapCache",
@@ -44,12 +50,14 @@ __all__ = [
     "PositionProjection",
     "Report",
     "Rows",
+    "SegmentationConfig",
     "artifact_left",
     "artifacts",
     "backdrops",
     "boundary_accuracy",
     "correspondence",
     "data",
+    "depth",
     "discovery",
     "distance_to_truth",
     "far_patches",
@@ -57,6 +65,7 @@ __all__ = [
     "is_located",
     "knn_probe",
     "linear_probe",
+    "linear_segmentation",
     "lost",
     "masks_of",
     "match_points",

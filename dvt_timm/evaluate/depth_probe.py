@@ -6,7 +6,6 @@ Letters: B images, C channels, h x w patches, H x W pixels. Depths are in meters
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -161,18 +160,16 @@ def _log_ratio(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mirrored_depth(image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:  # [H, W]
-    """Predict an image and its mirror image, resize both to the image, turn the second back, and average them.
+def mirrored_depth(straight: Tensor, mirrored: Tensor, size: tuple[int, ...]) -> Tensor:  # [H, W]
+    """Resize the depths of an image and of its mirror image to the image, turn the second back, and average them.
 
     Args:
-        image: [3, H, W].
-        predict: depths [1, 1, h, w] of an image [1, 3, H, W].
+        straight: [1, 1, h, w], depths of the image.
+        mirrored: [1, 1, h, w], depths of its mirror image.
+        size: (H, W) of the image.
     """
-    straight, mirrored = (
-        interpolate(predict(each[None]).float(), size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
-        for each in (image, image.flip(2))
-    )
-    return (straight + mirrored.flip(1)) / 2
+    both = interpolate(torch.cat([straight, mirrored]).float(), size=size, mode="bilinear", align_corners=False)
+    return (both[0, 0] + both[1, 0].flip(1)) / 2
 
 
 def depth_scores(predicted: Tensor, target: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -76,6 +76,18 @@ class Maps:
     """
 
     rows: dict[str, Tensor]
+    class_token: Tensor | None
+
+
+class Features(NamedTuple):
+    """The features of B images.
+
+    Attributes:
+        map: [B, C, h, w] float32.
+        class_token: [B, C] float32; None if the model has none.
+    """
+
+    map: Tensor
     class_token: Tensor | None
 
 
@@ -160,6 +172,12 @@ class Rows:
             "maps": "rounded to float16" if self.cache else "float32",
         }
 
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of R, G, B in 0..1 that the model wants."""
+        preprocessing = preprocessing_of(self.model, None)
+        return preprocessing.mean, preprocessing.std
+
     def shares_positions(self, name: str) -> bool:
         """Say whether an artifact that is planted in the model is one of a row, too."""
         return self._models.get(name, self.model).pos_embed is self.model.pos_embed
@@ -226,24 +244,41 @@ class Rows:
                 found[i] = self.cache.write(keys[i], tensors) if self.cache else tensors
         return [tensors for tensors in found if tensors is not None]
 
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> dict[str, Features]:
+        """Compute the features of images by every row, where the model is, for probes that are trained on them.
+
+        Args:
+            pixels: [B, 3, height, width], normalized, whole patches.
+        """
+        found = {name: self._see(name, pixels) for name in self._models}
+        plain = found[PLAIN]
+        for name, head in self.denoisers.items():
+            clean = head(plain.map.permute(0, 2, 3, 1).to(next(head.parameters()))).permute(0, 3, 1, 2)
+            found[name] = Features(clean.float(), plain.class_token)
+        return {name: found[name] for name in self.names}
+
     @torch.inference_mode()
     def _pass(self, name: str, images: Sequence[Image.Image], size: tuple[int, int]) -> list[dict[str, Tensor]]:
         """Let a model see images, squeezed to one size in pixels."""
+        preprocessing = preprocessing_of(self._models[name], self.size)
+        pixels = [preprocessing.to_tensor(preprocessing.squeeze(image, size)) for image in images]
+        seen = self._see(name, torch.cat(pixels))
+        maps = [{MAP: fmap} for fmap in seen.map.permute(0, 2, 3, 1).cpu()]
+        if seen.class_token is None:
+            return maps
+        return [{**each, CLASS_TOKEN: token} for each, token in zip(maps, seen.class_token.cpu(), strict=True)]
+
+    def _see(self, name: str, pixels: Tensor) -> Features:
+        """Let a model see images [B, 3, height, width]."""
         model = self._models[name]
-        preprocessing = preprocessing_of(model, self.size)
-        pixels = torch.cat([preprocessing.to_tensor(preprocessing.squeeze(image, size)) for image in images])
-        weight = model.patch_embed.proj.weight
-        with torch.autocast(weight.device.type, self.autocast, enabled=self.autocast is not None):
+        pixels = pixels.to(model.patch_embed.proj.weight)
+        with torch.autocast(pixels.device.type, self.autocast, enabled=self.autocast is not None):
             if self.layer not in (-1, len(model.blocks) - 1):
-                fmap = plain_intermediates(model, pixels.to(weight), self.layer)
-                return [{MAP: each.permute(1, 2, 0).float().cpu()} for each in fmap]
+                return Features(plain_intermediates(model, pixels, self.layer).float(), None)
             maps = feature_maps(model, pixels)
         fmap = maps.raw if maps.denoised is None else maps.denoised
-        tokens = [{}] * len(images) if maps.class_token is None else [{CLASS_TOKEN: each} for each in maps.class_token]
-        return [
-            {name: value.float().cpu() for name, value in {MAP: each.permute(1, 2, 0), **token}.items()}
-            for each, token in zip(fmap, tokens, strict=True)
-        ]
+        return Features(fmap.float(), None if maps.class_token is None else maps.class_token.float())
 
     def _key(self, name: str, image: Image.Image) -> str:
         """Hash what a map depends on: weights, positions as they are now, size and pixels."""

@@ -73,24 +73,49 @@ def voc(folder: Path) -> None:
     (folder / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n3\n")
 
 
+def nyu(folder: Path) -> None:
+    (folder / "kitchen").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, size=(6, 8, 3), dtype=np.uint8).repeat(80, 0).repeat(80, 1)
+        Image.fromarray(pixels).save(folder / f"kitchen/rgb_{i}.jpg")
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 30).save(folder / f"kitchen/sync_depth_{i}.png")
+    lines = [f"/kitchen/rgb_{i}.jpg /kitchen/sync_depth_{i}.png 500.0\n" for i in range(3)]
+    (folder / "nyu_train.txt").write_text("".join(lines[:2]))
+    (folder / "nyu_test.txt").write_text(lines[2] + lines[0])
+
+
 DATA: dict[str, Callable[[Path], None]] = {
     "artifacts": lambda folder: None,  # the photos of `command`
     "segmentation": masks,
+    "depth": nyu,
     "correspondence": spair,
     "propagation": davis,
     "discovery": voc,
 }
 
 
-@pytest.mark.parametrize("task", evaluate_command.TASKS)
-def test_every_task(command: Callable[..., int], task: str, capsys: pytest.CaptureFixture[str]) -> None:
+TRAINED = ("--steps", "2", "--train-batch", "2")
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        *((task, TRAINED if task == "depth" else ()) for task in evaluate_command.TASKS),
+        ("segmentation", ("--protocol", "patch", "--seeds", "2")),
+        ("segmentation", ("--protocol", "paper", *TRAINED)),
+        ("depth", ("--as-released", *TRAINED)),
+    ],
+)
+def test_every_task(
+    command: Callable[..., int], task: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert DATA.keys() == evaluate_command.TASKS.keys()
     Path("data").mkdir()
     DATA[task](Path("data"))
     dvt_timm.save_head(random_head(64), "head", base=TINY)
     data = "photos" if task == "artifacts" else "data"
     options = ["--denoiser", "head", "--denoiser", "second=head", "--other", f"again={TINY}", "--positions", "2"]
-    assert command("evaluate", task, data, *SMALL, *options, "--projection", "5") == 0
+    assert command("evaluate", task, data, *SMALL, *options, "--projection", "5", *more) == 0
     captured = capsys.readouterr()
     found = report_of()
     rows = {"plain", "head", "second", "again", "positions", "projection"}
@@ -98,6 +123,7 @@ def test_every_task(command: Callable[..., int], task: str, capsys: pytest.Captu
     assert found["verdicts"].keys() == rows - {"plain"}
     first = found["measures"][0]["name"]
     assert found["figures"]["again"][first] == found["figures"]["plain"][first]
+    assert found["figures"]["second"][first] == found["figures"]["head"][first]
     assert found["settings"]["source of head"] == "head"
     assert all(sentence in captured.out for sentence in found["verdicts"].values())
     assert captured.out.endswith("report/report.html\n")
@@ -153,6 +179,7 @@ def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.C
         (["segmentation", "empty"], "empty holds no images with masks; the layouts that are known"),
         (["correspondence", "empty"], "SPair-71k is laid out as"),
         (["propagation", "empty"], "no list of the videos of DAVIS"),
+        (["depth", "empty"], "nyu_train.txt"),
         (["discovery", "empty"], "neither boxes nor masks of objects"),
     ):
         assert command("evaluate", *arguments, *SMALL, "--mic" if arguments[0] == "artifacts" else "--limit", "1") == 2

@@ -209,9 +209,12 @@ def test_the_mirror_image_is_averaged() -> None:
 
     straight = interpolate(predict(image[None]), size=(4, 6), mode="bilinear", align_corners=False)[0, 0]
     mirrored = interpolate(predict(image[None].flip(3)), size=(4, 6), mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(mirrored_depth(image, predict), (straight + mirrored.flip(1)) / 2)
-    flipped = mirrored_depth(image.flip(2), predict)
-    torch.testing.assert_close(mirrored_depth(image, predict), flipped.flip(1))
+
+    def averaged(of: Tensor) -> Tensor:
+        return mirrored_depth(predict(of[None]), predict(of[None].flip(3)), of.shape[1:])
+
+    torch.testing.assert_close(averaged(image), (straight + mirrored.flip(1)) / 2)
+    torch.testing.assert_close(averaged(image), averaged(image.flip(2)).flip(1))
 
 
 @pytest.fixture(scope="module")

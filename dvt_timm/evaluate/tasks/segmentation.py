@@ -97,9 +97,9 @@ def segmentation(
         measures=measures,
         figures=figures,
         settings={**rows.settings, "memory": f"{draws.most} patches of each image", "seeds": list(seeds)},
-        each={ACCURACY.name: {row: _accuracy(of).tolist() for row, of in confusions.items()}},
+        each={ACCURACY.name: {row: (right_of(of) / of.sum(dim=(1, 2))).tolist() for row, of in confusions.items()}},
         names=names,
-        classes=_occurring(train.classes, ious, confusions),
+        classes=occurring(train.classes, ious, confusions),
         skipped=skipped,
     )
 
@@ -181,17 +181,15 @@ class _Counts:
 
 
 def _figures(confusions: Tensor) -> tuple[Estimate, Estimate]:
-    right = confusions.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return mean_iou_over(confusions), ratio_over(right, confusions.sum(dim=(1, 2)))
+    return mean_iou_over(confusions), ratio_over(right_of(confusions), confusions.sum(dim=(1, 2)))
 
 
-def _accuracy(confusions: Tensor) -> Tensor:  # [N, K, K] -> [N]
-    return confusions.diagonal(dim1=1, dim2=2).sum(dim=1) / confusions.sum(dim=(1, 2))
+def right_of(confusions: Tensor) -> Tensor:  # [N, K, K] -> [N]
+    """Count what is right in each image."""
+    return confusions.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
-def _occurring(
-    classes: Sequence[str], ious: dict[str, list[Estimate]], confusions: dict[str, Tensor]
-) -> dict[str, Any]:
+def occurring(classes: Sequence[str], ious: dict[str, list[Estimate]], confusions: dict[str, Tensor]) -> dict[str, Any]:
     """Give the IoU of the classes that the test images have, by class and row."""
     occurs = next(iter(confusions.values())).sum(dim=(0, 2)) > 0
     return {name: {row: of[k] for row, of in ious.items()} for k, name in enumerate(classes) if bool(occurs[k])}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,15 @@ def random_photo(path: Path, seed: int) -> None:
 def label_map(path: Path, labels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
+@pytest.mark.slow
+def test_evaluate_benchmark(tmp_path: Path) -> None:
+    for i in range(6):
+        random_photo(tmp_path / f"{i}.png", i)
+    options = ["--photos", str(tmp_path), "--count", "6", "--size", "112", "--mic", "1", "--laps", "1"]
+    output = run("examples/benchmarks/evaluate.py", *options)
+    assert re.search(r"6 photos of 112 x 112: passes [\d.]+ s, artifacts [\d.]+ s, ratio [\d.]+ \(", output)
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="X",
         help="pull the closed form's G to what images share, or with --calibrate 0 to nothing, as much as so many "
-        "views would (default: 24, or 0)",
+        "views would (default: 8, or 0)",
     )
     solver.add_argument(
         "--calibrate",

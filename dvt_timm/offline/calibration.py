@@ -32,7 +32,7 @@ ARTIFACT = "artifact.safetensors"
 PARTS = "calibration"  # folder of the artifacts that are averaged, until they are
 KEY = "artifact"
 OWN_FILES = r"artifact\.safetensors|[0-9a-f]{64}\.safetensors"
-NUM_IMAGES, PRIOR_VIEWS = 40, 24.0
+NUM_IMAGES, PRIOR_VIEWS = 40, 8.0
 UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
 
 
@@ -40,7 +40,7 @@ def shared_artifact(fitter: ImageFitter, images: Iterable[Image.Image | str | Pa
     """Average the artifacts of some images: what the images of a model have in common, for `prior_artifact`.
 
     >>> shared = shared_artifact(ImageFitter(model), photos[:40])
-    >>> fitter = ImageFitter(model, LeastSquaresSolver(prior_views=24, prior_artifact=shared))
+    >>> fitter = ImageFitter(model, LeastSquaresSolver(prior_views=8, prior_artifact=shared))
 
     What F and G of one image cannot tell apart, slow gradients, averages out over images of different content.
 
@@ -76,7 +76,7 @@ def images_to_calibrate_on(fitter: ImageFitter, available: int) -> int:
 
 
 def pulling(fitter: ImageFitter, num_images: int) -> ImageFitter:
-    """Give the fitter's solver a prior, of 24 views if it has none, if there are images to calibrate on.
+    """Give the fitter's solver a prior, of 8 views if it has none, if there are images to calibrate on.
 
     Raises:
         ValueError: if `num_images` is negative, the solver is not the closed form or has a prior artifact, or the grids

@@ -160,7 +160,7 @@ class LeastSquaresSolver:
         if not (isinstance(self.prior_views, int | float) and 0 <= self.prior_views <= 1e6):
             raise ValueError(f"prior_views must be 0..1e6, got {self.prior_views!r}")
         if self.prior_artifact is not None and not self.prior_views:
-            raise ValueError("prior_artifact counts for nothing with prior_views=0; pass prior_views=24, say")
+            raise ValueError("prior_artifact counts for nothing with prior_views=0; pass prior_views=8, say")
         if self.smoothness != "auto" and not (isinstance(self.smoothness, int | float) and 0 < self.smoothness < 1e6):
             raise ValueError(f"smoothness must be a positive number or 'auto', got {self.smoothness!r}")
 

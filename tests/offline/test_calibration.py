@@ -50,7 +50,7 @@ def test_every_image_of_a_store_is_pulled_to_what_some_share(tmp_path: Path) -> 
     assert fit_store(fit, paths, tmp_path / "store", calibrate=3) == {}
     shared = kept_in(tmp_path / "store")
     torch.testing.assert_close(shared, shared_artifact(fit, by_hash(paths)[:3]))
-    pulled = fit.with_solver(LeastSquaresSolver(prior_views=24, prior_artifact=shared))
+    pulled = fit.with_solver(LeastSquaresSolver(prior_views=8, prior_artifact=shared))
     store = open_store(tmp_path / "store")
     for i, path in enumerate(paths):
         solution, pairs = pulled.with_pairs(path, seed=int(sha256_of(path)[:16], 16))
@@ -58,7 +58,7 @@ def test_every_image_of_a_store_is_pulled_to_what_some_share(tmp_path: Path) -> 
         assert torch.equal(store.pair(i, 2)[1], pairs.clean[2])
         assert not torch.allclose(store.clean(i), fit(path).semantics, atol=1e-3)
     assert store.settings["calibrated_on"] == 3
-    assert store.settings["solver"] == "LeastSquaresSolver(density=2.0, smoothness=1.0, prior_views=24.0)"
+    assert store.settings["solver"] == "LeastSquaresSolver(density=2.0, smoothness=1.0, prior_views=8.0)"
     assert not (tmp_path / "store/calibration").exists()
 
 

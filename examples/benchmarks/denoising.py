@@ -16,7 +16,8 @@ keypoints  SPair-71k's pairs: share of key points whose nearest patch lies withi
            over pairs
 pictures   panels of every photo, as it is and with a plaid planted: raw features, the rows, and the truth
 leakage    R2 with which a linear probe reads a patch's x, y and their distances to the center, on photos it was not
-           fitted on
+           fitted on. With --upside-down every photo has its upside-down copy beside it, so that y is not read from
+           content, sky above and ground below
 
 Rows are those of `rows.py`; raw features stand beside them. Figures of the first three have 95 % intervals over frames,
 photos or pairs, and paired differences to the first row follow. Maps are kept in --cache, and a run that was stopped
@@ -29,11 +30,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from photos import spread
+from photos import spread, turned
 from PIL import Image
 from rows import RAW, Rows
 from stage1_downstream import TEST_FRAMES, TRAIN_FRAMES, VOID, frames, print_places
@@ -155,8 +157,9 @@ def measure_leakage(rows: Rows, arguments: argparse.Namespace) -> None:
     print(f"R2 of position, fitted on {arguments.fit} photos, tested on {arguments.leak_test}\n")
     table = {}
     for row in dict.fromkeys((RAW, *arguments.rows)):
-        maps = [rows(row, read_image(path)) for path in tqdm(paths, row, leave=False, disable=None)]
-        scores = position_leakage(maps[: arguments.fit], maps[arguments.fit :])
+        bar = tqdm(paths, row, leave=False, disable=None)
+        maps = [[rows(row, image) for image in turned(read_image(path), arguments.upside_down)] for path in bar]
+        scores = position_leakage(chain(*maps[: arguments.fit]), chain(*maps[arguments.fit :]))
         table[row] = [f"{score:.2f}" for score in scores.values()]
     print_places(table)
 
@@ -227,6 +230,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=TEST_FRAMES, help="frames")
     parser.add_argument("--fit", type=int, default=60, help="photos that fit the leakage probe")
     parser.add_argument("--leak-test", type=int, default=30, help="photos that test it")
+    parser.add_argument("--upside-down", action="store_true", help="of leakage: with an upside-down copy of each photo")
     parser.add_argument("--size", type=int, default=518, help="pixels")
     parser.add_argument("--autocast", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="of pictures")

@@ -38,8 +38,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from photos import ClosedForm, ViewCache, spread
-from PIL import Image, ImageOps
+from photos import ClosedForm, ViewCache, spread, turned
+from PIL import Image
 from stage1_downstream import VOID, frames, patch_labels, print_places
 from torch import Tensor
 from tqdm import tqdm
@@ -208,11 +208,6 @@ def leakage(contenders: Contenders, arguments: argparse.Namespace) -> None:
         print(f"\nmore than {last}, the same photos: mean and standard error over the folds\n")
         more = {name: (torch.tensor(f) - torch.tensor(reference)).T.tolist() for name, f in scores.items()}
         print_places({name: [mean_and_error(place) for place in row] for name, row in more.items()})
-
-
-def turned(image: Image.Image, upside_down: bool) -> list[Image.Image]:
-    """The image, and its upside-down copy if asked for."""
-    return [image, ImageOps.flip(image)] if upside_down else [image]
 
 
 def information(contenders: Contenders, arguments: argparse.Namespace) -> None:

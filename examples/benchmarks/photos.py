@@ -11,7 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -40,6 +40,11 @@ def spread(folder: Path, count: int) -> list[Path]:
     assert len(paths) >= count, f"{folder} holds {len(paths)} photos, {count} are needed"
     step = next(step for step in range(STEP, STEP + len(paths)) if math.gcd(step, len(paths)) == 1)
     return [paths[i * step % len(paths)] for i in range(count)]
+
+
+def turned(image: Image.Image, upside_down: bool) -> list[Image.Image]:
+    """The image, and its upside-down copy if asked for."""
+    return [image, ImageOps.flip(image)] if upside_down else [image]
 
 
 class ViewCache:

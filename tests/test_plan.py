@@ -50,7 +50,7 @@ OVERLAY = {"pretrained_cfg_overlay": FILE}
         # a name of ours
         ((SMALL, "dvt_demo", True, {}), "base", Embedded, "no"),
         ((SMALL, "dvt", True, {}), "base", Published, "no"),
-        ((SMALL, "dvt", False, {}), "random", Shape((37, 37)), "no"),
+        ((SMALL, "dvt", False, {}), "random", Shape({"num_blocks": 1, "grid_size": [37, 37]}), "no"),
         ((BASE, "dvt_voc_distilled", True, {}), Published, None, "no"),
         ((BASE, "dvt_voc_distilled", False, {}), "random", None, "no"),
         # a head of one's own
@@ -58,8 +58,8 @@ OVERLAY = {"pretrained_cfg_overlay": FILE}
         ((SMALL, "lvd142m", True, {"denoiser": "folder"}), "base", Own("folder"), "no"),
         ((SMALL, "lvd142m", False, {"denoiser": Path("f")}), "random", Own(Path("f")), "no"),
         ((SMALL, None, True, {"denoiser": "hf-hub:me/head"}), "base", Own("hf-hub:me/head"), "no"),
-        ((SMALL, None, False, {"denoiser": HELD}), "random", Shape((5, 4), 2), "no"),
-        ((SMALL, None, True, {"denoiser": HELD}), "base", Shape((5, 4), 2), "no"),
+        ((SMALL, None, False, {"denoiser": HELD}), "random", Shape({"num_blocks": 2, "grid_size": [5, 4]}), "no"),
+        ((SMALL, None, True, {"denoiser": HELD}), "base", Shape({"num_blocks": 2, "grid_size": [5, 4]}), "no"),
         ((SMALL, None, True, {"denoiser": {"positions": 8}}), "base", Positions(8), "no"),
         ((SMALL, "dvt", False, {"denoiser": {"positions": 8}}), "random", Positions(8), "no"),
         ((BASE, "dvt_voc_distilled", True, {"denoiser": {"positions": 8}}), Published, Positions(8), "no"),
@@ -68,7 +68,7 @@ OVERLAY = {"pretrained_cfg_overlay": FILE}
         (
             (SMALL, None, True, {**OVERLAY, "denoiser": HELD}),
             "own",
-            Shape((5, 4), 2),
+            Shape({"num_blocks": 2, "grid_size": [5, 4]}),
             "maybe",
         ),
         ((SMALL, None, True, {**OVERLAY, "denoiser": HEAD}), "own", HEAD, "no"),
@@ -154,7 +154,7 @@ def test_a_head_in_the_place_of_a_model() -> None:
         "model_args": {"denoiser": HELD, "stride": 7},
     }
     cfg = dataclasses.replace(get_pretrained_cfg(f"{SMALL}.lvd142m"), source="local-dir", file="folder")
-    for pretrained, head in ((True, Own("folder")), (False, Shape((5, 4), 2))):
+    for pretrained, head in ((True, Own("folder")), (False, Shape({"num_blocks": 2, "grid_size": [5, 4]}))):
         request = Request(SMALL, cfg, pretrained, {"denoiser": HELD, "stride": 7}, None, ("folder", config))
         planned = plan_of(request)
         assert planned.head == head

@@ -268,7 +268,7 @@ class TestBadArguments:
             ("head", {"base": "resnet18.a1_in1k"}, ValueError, "is no ViT"),
             ("head", {"base": "vit_base_patch16_224.mae"}, ValueError, "64 channels wide, .*mae has 768"),
             ("head", {"base": TINY, "merged": True}, ValueError, "merged=True pushes a model"),
-            ("linear", {"base": TINY}, TypeError, "DenoiserHead or a model of timm.create_model"),
+            ("linear", {"base": TINY}, TypeError, "denoiser head or a model of timm.create_model"),
             ("features", {}, TypeError, "features_only"),
             ("nan", {"base": TINY}, ValueError, "pos_embed are not finite"),
             ("model", {"base": "vit_large_patch16_224.mae"}, ValueError, "the model is a test_vit, its base cannot be"),

@@ -41,7 +41,8 @@ def discovery(
         rows: the model, and what is to be compared with it.
         photos: with boxes; those without any are left out.
         limit: take so many photos, spread evenly, rather than all.
-        neighbors, bias: of `lost`.
+        neighbors: of `lost`.
+        bias: of `lost`.
         progress: whether to show a bar.
 
     Returns:

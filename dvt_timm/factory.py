@@ -19,9 +19,9 @@ from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
 from .attach import attach_head, attach_positions
 from .averaged import AveragedEva, AveragedVisionTransformer
 from .checkpoints.heads import head_from_state, load_head, new_head
-from .checkpoints.models import SAVED, load_backbone, pinned, read_weights, saved_head
+from .checkpoints.models import SAVED, is_ours, load_backbone, pinned, read_weights, saved_config
 from .checkpoints.published import published_head, published_weights
-from .checkpoints.tensors import kind_of
+from .checkpoints.tensors import is_head_config, kind_of
 from .head import Head, HeadSource
 from .hub import client as hub
 from .models import DenoisedEva, DenoisedVisionTransformer
@@ -66,8 +66,9 @@ def request_of(arch: str, cfg: Any, pretrained: bool, options: Mapping[str, Any]
     variant, head = find_variant(f"{arch}.{tag}"), None
     if source in SAVED:
         location = cfg_field(cfg, "file" if source == "local-dir" else "hf_hub_id")
-        head = saved_head(source, location, options.get("cache_dir"))
-        if head is None and options.get("denoiser") is None:
+        saved = saved_config(source, location, options.get("cache_dir"))
+        head = saved if saved is not None and is_head_config(saved[1]) else None
+        if head is None and saved is not None and is_ours(saved[1]) and options.get("denoiser") is None:
             variant = None  # the tag says where a saved model comes from, its configuration what it is
     elif variant is None and str(tag).startswith("dvt"):
         known = list_variants(f"{arch}.*")

@@ -24,7 +24,7 @@ from ..names import NOWHERE
 from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
 from .folder import write_folder
 from .heads import WRITTEN
-from .tensors import check_finite, check_schema, is_head_config
+from .tensors import check_finite, check_schema
 
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
@@ -70,8 +70,8 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
     return write_folder(Path(folder), model, config, {"format": "pt"})
 
 
-def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
-    """Find a head of ours where timm has read a config.json as a model's, and passes a part of it on.
+def saved_config(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
+    """Read the config.json that timm has read as a model's, and passes a part of on: it may be a head's.
 
     Args:
         source: timm's word for the kind of place, one of `SAVED`.
@@ -79,8 +79,8 @@ def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tupl
         cache_dir: of the Hub client.
 
     Returns:
-        The place as `load_head` names it, a repository at the commit that was fetched, and its configuration; None
-        where a whole model lies.
+        The place as `load_head` names it, a repository at the commit that was fetched, and its configuration; None if
+        there is none.
 
     Raises:
         ValueError: if a newer version wrote the configuration, or if that of a repository names a head elsewhere.
@@ -93,11 +93,16 @@ def saved_head(source: str, location: str, cache_dir: str | Path | None) -> tupl
     if path is None or not path.is_file():
         return None
     config = read_json(path)
-    if config.get("library") == WRITTEN["library"]:
+    if is_ours(config):
         check_schema(path, config)
     if source == "hf-hub" and isinstance(denoiser := config.get("model_args", {}).get("denoiser"), str):
         raise ValueError(f"{location} is refused: its configuration names a head elsewhere, {denoiser!r}")
-    return (location, config) if is_head_config(config) else None
+    return location, config
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Say whether this package wrote a configuration."""
+    return config.get("library") == WRITTEN["library"]
 
 
 def pinned(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[PretrainedCfg, str | None]:

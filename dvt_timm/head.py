@@ -78,6 +78,8 @@ class Head(nn.Module):
         source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`), None if it is nowhere.
     """
 
+    __jit_unused_properties__ = ("config",)
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
@@ -85,8 +87,8 @@ class Head(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What rebuilds it besides `dim`, JSON-friendly."""
-        raise NotImplementedError
+        """What rebuilds it besides `dim`, JSON-friendly: nothing."""
+        return {}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -71,3 +71,17 @@ def contents(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """SHA-256 of an image -> (raw, clean)."""
     opened = open_store(folder)
     return {entry.sha256: opened[i] for i, entry in enumerate(opened.entries)}
+
+
+class Blind(nn.Module):
+    """A denoiser that leaves a constant."""
+
+    dim, source, config = 64, None, {}
+
+    def __init__(self, constant: float = 1.0) -> None:
+        super().__init__()
+        self.constant = constant
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.constant

@@ -10,6 +10,7 @@ import torch
 from helpers import TINY, create, images, photo
 
 import dvt_timm
+from dvt_timm import evaluate
 from dvt_timm.cli.main import main
 from dvt_timm.offline import LeastSquaresSolver, NeuralFieldSolver, Views, open_store, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
@@ -96,3 +97,10 @@ def test_all_three_stages(tmp_path: Path) -> None:
     model = timm.create_model("vit_small_patch14_dinov2", denoiser=head, num_classes=0)
     assert model.denoiser.pos_embed.shape == (1, 64, 384)
     assert main(["features", f"{photos}/0.png", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_probes_find_every_row_beside_them() -> None:
+    model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True, num_classes=0).cuda().eval()
+    rows = evaluate.Rows(model, {"projection": evaluate.PositionProjection(384, 4)})
+    seen = rows.features(torch.zeros(2, 3, 56, 56))
+    assert {features.map.device.type for features in seen.values()} == {"cuda"}

@@ -65,9 +65,9 @@ def _is_scratch(path: Path, names: str) -> bool:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace a file by a text, UTF-8."""
+    """Replace a file by a text, UTF-8; names of files in it need not be."""
     with replacing(target) as path:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -117,7 +117,8 @@ def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
     """Ask timm what a model takes as its input; `size` in pixels, None for the model's own."""
     config = resolve_model_data_config(model)
     size = size or min(config["input_size"][1:])
-    return Preprocessing(size, model.patch_embed.patch_size, config["mean"], config["std"], config["interpolation"])
+    mean, std = tuple(config["mean"]), tuple(config["std"])  # lists, where a config.json says them
+    return Preprocessing(size, model.patch_embed.patch_size, mean, std, config["interpolation"])
 
 
 def check_aspect(path: Path, image: Image.Image) -> None:

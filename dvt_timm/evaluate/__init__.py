@@ -17,6 +17,7 @@ functions of arrays:
 from ..projection import PositionProjection
 from . import data
 from .backdrops import backdrops, far_patches, on_backdrop
+from .cache import MapCache
 from .depth_probe import DepthConfig
 from .estimates import Estimate
 from .keypoints import match_points
@@ -26,7 +27,7 @@ from .objects import is_located, lost
 from .planting import artifact_left, distance_to_truth, plant, won_back
 from .probes import knn_probe, linear_probe, mean_iou, patch_labels
 from .report import Measure, Report
-from .rows import MapCache, Maps, Rows
+from .rows import Maps, Rows
 from .segmentation_probe import SegmentationConfig
 from .tasks.artifacts import artifacts
 from .tasks.correspondence import correspondence

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from .._util.images import pixels_of
-from .depth_probe import FRAME
+from .depth_probe import check_frame
 from .probes import VOID
 from .segmentation_probe import ASPECT, WINDOW, fitted
 
@@ -96,8 +96,7 @@ def depth_sample(
         ValueError: on other shapes.
     """
     _check_shapes(image, depth.shape)
-    if depth.shape != FRAME:
-        raise ValueError(f"NYU's images are {FRAME[0]} x {FRAME[1]} pixels, got {depth.shape[0]} x {depth.shape[1]}")
+    check_frame(depth.shape)
     pixels, depths = pixels_of(image).permute(2, 0, 1).float(), torch.from_numpy(np.array(depth))[None]
     rows, columns = NYU_CROP
     pixels, depths = _rotated(generator, pixels[:, rows, columns], depths[:, rows, columns])

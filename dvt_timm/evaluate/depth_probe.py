@@ -172,6 +172,14 @@ def mirrored_depth(straight: Tensor, mirrored: Tensor, size: tuple[int, ...]) ->
     return (both[0, 0] + both[1, 0].flip(1)) / 2
 
 
+def check_frame(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless an image has the pixels of NYU's."""
+    if shape != FRAME:
+        raise ValueError(
+            f"NYU's images are {FRAME[0]} x {FRAME[1]} pixels, got {' x '.join(map(str, shape))}; resize it"
+        )
+
+
 def depth_scores(predicted: Tensor, target: Tensor) -> dict[str, float]:
     """Score the depths of one image inside the Eigen crop, where the true one is between .001 and 10 m.
 

@@ -72,9 +72,16 @@ def mean_over(values: Tensor) -> Estimate:  # [N]
     return Estimate(float(values.mean()), resampled(len(values)) @ values / len(values))
 
 
-def ratio_over(numerators: Tensor, denominators: Tensor) -> Estimate:  # [N] each
-    """Divide the sum over the photos of one figure by that of another."""
-    top, bottom, counts = numerators.double(), denominators.double(), resampled(len(numerators))
+def ratio_over(numerators: Tensor, denominators: Tensor, drawn: Tensor | None = None) -> Estimate:
+    """Divide the sum over the photos of one figure by that of another.
+
+    Args:
+        numerators: [N].
+        denominators: [N].
+        drawn: [R, N], how often each is drawn in a resample; `resampled(N)` by default.
+    """
+    top, bottom = numerators.double(), denominators.double()
+    counts = resampled(len(top)) if drawn is None else drawn
     return Estimate(float(top.sum() / bottom.sum()), (counts @ top) / (counts @ bottom))
 
 

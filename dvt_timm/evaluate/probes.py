@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 
 CHUNK = 2048  # patches at a time
 NEIGHBORS = 10
@@ -122,6 +122,7 @@ def patch_labels(mask: Image.Image, grid: tuple[int, int], void: int = VOID) -> 
     """
     size = (grid[1] * PIXELS, grid[0] * PIXELS)
     pixels = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.NEAREST))).long()
-    cells = pixels.reshape(grid[0], PIXELS, grid[1], PIXELS).permute(0, 2, 1, 3).flatten(2)
-    labels = one_hot(cells, VOID + 1).sum(dim=2).argmax(dim=-1)
+    cells = pixels.reshape(grid[0], PIXELS, grid[1], PIXELS).permute(0, 2, 1, 3).reshape(grid[0] * grid[1], -1)
+    counts = torch.zeros(len(cells), VOID + 1).scatter_add_(1, cells, torch.ones(cells.shape))
+    labels = counts.argmax(dim=1).reshape(grid)
     return labels.where(labels != void, VOID)

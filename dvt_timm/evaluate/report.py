@@ -20,6 +20,8 @@ from .estimates import Estimate
 from .rows import PLAIN
 
 NORMAL = 1.96  # standard errors that half a 95 % interval takes
+POWER = 0.84  # standard errors more, to find a difference in four of five cases
+FEWEST = 8  # of fewer the bootstrap's intervals are too narrow
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class Report:
         if math.isnan(low):
             by = measure.number(difference.value, sign=True)
             return f"{row}: {by}{unit} of {measure.name}; {self.count} of the {self.over} say nothing of others."
+        if self.count < FEWEST:
+            by = measure.number(difference.value, sign=True)
+            return f"{row}: {by}{unit} of {measure.name}; {self.count} {self.over} are too few to say more."
         by, spread = measure.number(abs(difference.value)), measure.number((high - low) / 2)
         if low <= 0 <= high:
             return (
@@ -111,7 +116,7 @@ class Report:
         if difference.value == 0 or high == low:
             return ""
         error = (high - low) / 2 / NORMAL
-        needed = math.ceil(self.count * (NORMAL * error / difference.value) ** 2)
+        needed = max(math.ceil(self.count * ((NORMAL + POWER) * error / difference.value) ** 2), self.count + 1)
         return f"; to tell so small a one it takes some {_rounded(needed)}"
 
     def table(self) -> str:

@@ -9,18 +9,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .._util.images import preprocessing_of
 from .._util.modules import uncompiled
-from .._util.tensors import save_tensors
 from ..cleaned import as_plain, plain_intermediates
 from ..features import feature_maps
 from ..head import Head
@@ -28,42 +24,10 @@ from ..names import name_of
 from ..offline.run import fingerprint
 from ..offline.views import squeezed_size
 from ..projection import RANK, Moments, PositionProjection
+from .cache import MapCache
 
-PLAIN, PROJECTION = "plain", "projection"
-MOST_BYTES = 20 << 30  # of a cache
+PLAIN, DENOISED, POSITIONS, PROJECTION = "plain", "denoised", "positions", "projection"  # rows that are not named
 MAP, CLASS_TOKEN = "map", "class_token"
-
-
-class MapCache:
-    """A folder of maps in half precision, up to a size; what is damaged is made again.
-
-    Args:
-        folder: made if it does not exist.
-        most_bytes: beyond them nothing more is kept.
-    """
-
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.most_bytes = folder, most_bytes
-        self._bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-    def read(self, key: str) -> dict[str, Tensor] | None:
-        """Read the tensors of a key, float32; None if there are none."""
-        try:
-            return {name: value.float() for name, value in load_file(self._file(key)).items()}
-        except (FileNotFoundError, SafetensorError):
-            return None
-
-    def write(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep tensors while there is room; give them as they would be read, so that a second run has the same."""
-        halves = {name: value.half().contiguous().cpu() for name, value in tensors.items()}
-        if self._bytes < self.most_bytes:
-            save_tensors(halves, self._file(key))
-            self._bytes += self._file(key).stat().st_size
-        return {name: value.float() for name, value in halves.items()}
-
-    def _file(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -112,7 +76,7 @@ class Rows:
 
     Raises:
         ValueError: if a denoiser is not as wide as the model, or the layer is not the last one and there are denoisers;
-            if two rows have one name.
+            if two rows have one name; if another model has other patches, strides or colors than the model.
     """
 
     def __init__(
@@ -129,13 +93,17 @@ class Rows:
         cache: MapCache | None = None,
     ) -> None:
         self.model = uncompiled(model)
-        own = getattr(self.model, "denoiser", None)
-        self.denoisers = {**({"denoised": own} if isinstance(own, Head) else {}), **(denoisers or {})}
-        self.others = {**({} if own is None or isinstance(own, Head) else {"positions": self.model}), **(others or {})}
-        self._models = {PLAIN: as_plain(self.model), **self.others}
         self.size = size or min(self.model.patch_embed.img_size)
         self.squeeze, self.layer, self.batch_size = squeeze, layer, batch_size
         self.autocast, self.cache = autocast, cache
+        self.notes: dict[str, Any] = {}  # more of the settings
+        self.is_last = self._check_layer(bool(denoisers or others))
+        own = getattr(self.model, "denoiser", None) if self.is_last else None
+        head = {DENOISED: own} if isinstance(own, Head) else {}
+        mean = {POSITIONS: self.model} if own is not None and not head else {}
+        self.denoisers: dict[str, Head] = _joined(head, denoisers or {})
+        self.others: dict[str, Any] = _joined(mean, others or {})
+        self._models = {PLAIN: as_plain(self.model), **self.others}
         self._weights = {name: fingerprint(each, skipped=("head.",)) for name, each in self._models.items()}
         self._check()
 
@@ -145,15 +113,21 @@ class Rows:
         return [PLAIN, *self.denoisers, *self.others]
 
     def add_projection(self, images: Iterable[Image.Image], rank: int = RANK) -> None:
-        """Fit a `PositionProjection` to the plain maps of some RGB images; it becomes the row "projection"."""
-        moments = Moments()
+        """Fit a `PositionProjection` to the plain maps of some RGB images; it becomes the row "projection".
+
+        Raises:
+            ValueError: if there is no image, or the rank is out of range.
+        """
+        moments, count = Moments(), 0
         for maps in self.over(images):
             moments.add(maps.rows[PLAIN])
+            count += 1
         self.add({PROJECTION: PositionProjection.of(moments, rank)})
+        self.notes[PROJECTION] = f"{rank} dimensions, found on {count} images of this data, without their labels"
 
     def add(self, denoisers: Mapping[str, Head]) -> None:
         """Add rows; raise ValueError as the class does."""
-        self.denoisers |= denoisers
+        self.denoisers = _joined(self.denoisers, denoisers)
         self._check()
 
     @property
@@ -170,7 +144,12 @@ class Rows:
             "block": self.layer,
             "precision": str(self.autocast or "the weights' own").removeprefix("torch."),
             "maps": "rounded to float16" if self.cache else "float32",
+            **self.notes,
         }
+
+    def width(self, name: str) -> int:
+        """Give the channels of a row."""
+        return int(self._models.get(name, self.model).embed_dim)
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -194,22 +173,40 @@ class Rows:
 
     def grid(self, image: Image.Image) -> tuple[int, int]:
         """Give the patches (h, w) of an image."""
-        height, width = self._pixels(image)
-        patch = self.model.patch_embed.patch_size
-        return height // patch[0], width // patch[1]
+        grid: tuple[int, int] = self.model.patch_embed.dynamic_feat_size(self._pixels(image))
+        return grid
+
+    def _check_layer(self, has_more: bool) -> bool:
+        """Say whether the block to read is the last one; raise ValueError if there is none, or it is not to be read."""
+        depth = len(self.model.blocks)
+        if not -depth <= self.layer < depth:
+            raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {self.layer}")
+        is_last = self.layer in (-1, depth - 1)
+        if has_more and not is_last:
+            raise ValueError(f"denoisers are for the last block, not for block {self.layer}; leave them or layer out")
+        return is_last
 
     def _check(self) -> None:
         width = self.model.embed_dim
         for name, head in self.denoisers.items():
             if head.dim != width:
                 raise ValueError(f"{name} is {head.dim} channels wide, the model {width}; name a head of this model")
-        depth = len(self.model.blocks)
-        if not -depth <= self.layer < depth:
-            raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {self.layer}")
-        if self.layer not in (-1, depth - 1) and (self.denoisers or self.others):
-            raise ValueError(f"denoisers are for the last block, not for block {self.layer}; leave them or layer out")
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"rows need names of their own, got {self.names}")
+            head.to(self.model.patch_embed.proj.weight.device)
+        if len(set(self.names)) < len(self.names) or any(set(name) & set("|$\n") for name in self.names):
+            raise ValueError(f"rows need names of their own, without | and $, got {self.names}")
+        seen = {name: self._sees(each) for name, each in self._models.items()}
+        for name, other in seen.items():
+            if other != seen[PLAIN]:
+                raise ValueError(
+                    f"{name} sees images otherwise than the model (patch, stride, mean, std): {other}, not "
+                    f"{seen[PLAIN]}; evaluate it in a report of its own"
+                )
+
+    @staticmethod
+    def _sees(model: Any) -> tuple[Any, ...]:
+        preprocessing = preprocessing_of(model, None)
+        stride = tuple(model.patch_embed.proj.stride)
+        return tuple(model.patch_embed.patch_size), stride, preprocessing.mean, preprocessing.std
 
     def _pixels(self, image: Image.Image) -> tuple[int, int]:
         if self.squeeze:
@@ -225,7 +222,7 @@ class Rows:
         plain = raw[PLAIN][MAP]
         heads = {}
         for name, head in self.denoisers.items():
-            heads[name] = head(plain[None].to(next(head.parameters())))[0].float().cpu()
+            heads[name] = _finite(name, head(plain[None].to(next(head.parameters())))[0].float().cpu())
         others = {name: raw[name][MAP] for name in self.others}
         return Maps({PLAIN: plain, **heads, **others}, raw[PLAIN].get(CLASS_TOKEN))
 
@@ -264,7 +261,7 @@ class Rows:
         preprocessing = preprocessing_of(self._models[name], self.size)
         pixels = [preprocessing.to_tensor(preprocessing.squeeze(image, size)) for image in images]
         seen = self._see(name, torch.cat(pixels))
-        maps = [{MAP: fmap} for fmap in seen.map.permute(0, 2, 3, 1).cpu()]
+        maps = [{MAP: _finite(name, fmap)} for fmap in seen.map.permute(0, 2, 3, 1).cpu()]
         if seen.class_token is None:
             return maps
         return [{**each, CLASS_TOKEN: token} for each, token in zip(maps, seen.class_token.cpu(), strict=True)]
@@ -274,7 +271,7 @@ class Rows:
         model = self._models[name]
         pixels = pixels.to(model.patch_embed.proj.weight)
         with torch.autocast(pixels.device.type, self.autocast, enabled=self.autocast is not None):
-            if self.layer not in (-1, len(model.blocks) - 1):
+            if not self.is_last:
                 return Features(plain_intermediates(model, pixels, self.layer).float(), None)
             maps = feature_maps(model, pixels)
         fmap = maps.raw if maps.denoised is None else maps.denoised
@@ -284,9 +281,24 @@ class Rows:
         """Hash what a map depends on: weights, positions as they are now, size and pixels."""
         model = self._models[name]
         denoiser = getattr(getattr(model, "denoiser", None), "config", None)
-        settings = (denoiser, self._pixels(image), self.layer, self.autocast, image.size)
+        seen = (*self._sees(model), preprocessing_of(model, None).interpolation)
+        settings = (denoiser, seen, self._pixels(image), self.layer, self.autocast, image.size)
         digest = hashlib.sha256(f"{self._weights[name]} {settings}".encode())
         if model.pos_embed is not None:  # moves where an artifact is planted
             digest.update(model.pos_embed.detach().float().cpu().numpy().tobytes())
         digest.update(image.tobytes())
         return digest.hexdigest()
+
+
+def _joined(some: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Join rows; raise ValueError if a name is in both."""
+    if twice := some.keys() & others.keys():
+        raise ValueError(f"rows need names of their own, there are two of {', '.join(sorted(twice))}; rename one")
+    return {**some, **others}
+
+
+def _finite(name: str, fmap: Tensor) -> Tensor:
+    """Give a map back; raise ValueError if a value of it is not finite."""
+    if not bool(fmap.isfinite().all()):
+        raise ValueError(f"the maps of {name} hold NaN or Inf; check its weights, or leave half precision out")
+    return fmap

@@ -22,17 +22,18 @@ from tqdm import tqdm
 
 from .._util.errors import RunError
 from .._util.files import remove_scratch
-from .._util.images import ImageError
+from .._util.images import ImageError, check_aspect, read_image
 from .._util.tensors import save_tensors
 from .fit import ImageFitter
 from .least_squares import LeastSquaresSolver
+from .store import ARTIFACT
 from .team import Team
 
-ARTIFACT = "artifact.safetensors"
 PARTS = "calibration"  # folder of the artifacts that are averaged, until they are
 KEY = "artifact"
 OWN_FILES = r"artifact\.safetensors|[0-9a-f]{64}\.safetensors"
 NUM_IMAGES, PRIOR_VIEWS = 40, 8.0
+FEWEST = 10  # images that can be fitted, where more are asked for
 UNFIT = (MemoryError, RuntimeError, ValueError, AssertionError)  # the CPU's out-of-memory error is a RuntimeError
 
 
@@ -101,7 +102,8 @@ def calibrated(
 ) -> ImageFitter:
     """Make the fitter pull to what some of the images share, which is found once and kept in the folder.
 
-    A run that is stopped meanwhile keeps the artifacts it has. Those of images that cannot be fitted are left out.
+    A run that is stopped meanwhile keeps the artifacts it has. Images that cannot be fitted are left out, others take
+    their place.
 
     Args:
         fitter: with a prior (`pulling`).
@@ -112,7 +114,7 @@ def calibrated(
         progress: whether to show a bar.
 
     Raises:
-        RunError: if the file in the folder is damaged, or of another grid or width.
+        RunError: if too few images can be fitted, or the file in the folder is damaged.
         OSError: if it cannot be written.
     """
     assert isinstance(fitter.solver, LeastSquaresSolver)
@@ -121,8 +123,6 @@ def calibrated(
     team.wait()
     if team.rank == 0:
         shutil.rmtree(folder / PARTS, ignore_errors=True)
-    if not (folder / ARTIFACT).exists():
-        return fitter  # no image can be fitted
     return fitter.with_solver(replace(fitter.solver, prior_artifact=_load(folder / ARTIFACT)))
 
 
@@ -143,7 +143,15 @@ def _find(
         bar.update()
     bar.close()
     team.wait()
-    if team.rank == 0 and (files := sorted(parts.glob("[!.]*.safetensors"))):
+    every = (parts / f"{sha256}.safetensors" for sha256 in sorted(sha256 for _, sha256 in images))
+    files = [file for file in every if file.exists()][:num_images]
+    needed = min(num_images, FEWEST)
+    if len(files) < needed:
+        raise RunError(
+            f"{len(files)} of {len(images)} images can be fitted to calibrate on, {needed} are needed; give more, see "
+            "that they are images, or pass calibrate=0 (--calibrate 0)"
+        )
+    if team.rank == 0:
         _save(folder / ARTIFACT, torch.stack([_load(file) for file in files]).mean(dim=0), images=str(len(files)))
 
 
@@ -152,7 +160,9 @@ def _keep(free: ImageFitter, path: Path, target: Path) -> bool:
     if target.exists():
         return True
     try:
-        artifact = free(path).artifact
+        image = read_image(path)
+        check_aspect(path, image)
+        artifact = free(image).artifact
     except (ImageError, *UNFIT):
         return False
     _save(target, artifact)

@@ -18,10 +18,11 @@ from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
 from ..manifest import published_variants
 from ..names import name_of
-from .calibration import ARTIFACT, UNFIT, calibrated, images_to_calibrate_on, pulling
+from .calibration import UNFIT, calibrated, images_to_calibrate_on, pulling
 from .fit import ImageFitter, ViewPairs
 from .solution import Decomposition
 from .store import (
+    ARTIFACT,
     CALIBRATED_ON,
     FORMAT,
     PAIRS_CLEAN,

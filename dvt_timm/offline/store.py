@@ -27,12 +27,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._util.errors import RunError
-from .._util.files import alone_in, read_json, remove_scratch, write_json
+from .._util.files import alone_in, read_json, remove_scratch, sha256_of, write_json
 from .._util.images import printable
 from .._util.tensors import save_tensors
 from .._version import __version__
 
 SETTINGS, INDEX, PENDING = "store.json", "index.json", "pending"
+ARTIFACT = "artifact.safetensors"
 CALIBRATED_ON = "calibrated_on"  # of the settings: a number of images
 OWN_FILES = r"(store|index)\.json|artifact\.safetensors|shard-[0-9a-f]+\.safetensors|[0-9a-f]{64}\.safetensors"
 PAIRS_RAW, PAIRS_CLEAN = "pairs.raw", "pairs.clean"
@@ -146,6 +147,8 @@ def open_store(folder: str | Path) -> FeatureStore:
             f"{folder} is a store of format {settings.get('format')}, and this version reads {FORMAT}; "
             "`fit_store` makes it anew in another folder"
         )
+    if (folder / ARTIFACT).is_file():
+        settings["shared_artifact_sha256"] = sha256_of(folder / ARTIFACT)
     entries = {entry.sha256: entry for entry in _entries_in(folder)}
     return FeatureStore(folder, settings, sorted(entries.values(), key=lambda entry: (entry.image, entry.sha256)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from helpers import TINY, photos, random_head
 from PIL import Image
 
@@ -113,16 +114,19 @@ def test_every_task(
     Path("data").mkdir()
     DATA[task](Path("data"))
     dvt_timm.save_head(random_head(64), "head", base=TINY)
+    dvt_timm.save_model(timm.create_model(TINY, pretrained=True), "saved")
     data = "photos" if task == "artifacts" else "data"
-    options = ["--denoiser", "head", "--denoiser", "second=head", "--other", f"again={TINY}", "--positions", "2"]
+    options = ["--denoiser", "head", "--denoiser", "second=head", "--positions", "2"]
+    options += ["--other", f"again={TINY}", "--other", "saved"]
     assert command("evaluate", task, data, *SMALL, *options, "--projection", "5", *more) == 0
     captured = capsys.readouterr()
     found = report_of()
-    rows = {"plain", "head", "second", "again", "positions", "projection"}
+    rows = {"plain", "head", "second", "again", "saved", "positions", "projection"}
     assert found["figures"].keys() == rows
     assert found["verdicts"].keys() == rows - {"plain"}
     first = found["measures"][0]["name"]
     assert found["figures"]["again"][first] == found["figures"]["plain"][first]
+    assert found["figures"]["saved"][first] == found["figures"]["plain"][first]
     assert found["figures"]["second"][first] == found["figures"]["head"][first]
     assert found["settings"]["source of head"] == "head"
     assert all(sentence in captured.out for sentence in found["verdicts"].values())
@@ -172,6 +176,9 @@ def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.C
     Path("empty").mkdir()
     for arguments, message in (
         (["artifacts", "nothing"], "no image in nothing"),
+        (["artifacts", "photos", "--denoiser", "denoised=wide"], "a row is named 'denoised' already"),
+        (["artifacts", "photos", "--denoiser", "wide", "--denoiser", "a/wide"], "a row is named 'wide' already"),
+        (["depth", "empty", "--size", "48", "64"], "the paper's probes have sizes of their own"),
         (["artifacts", "photos", "--denoiser", "gone"], "cannot load --denoiser gone"),
         (["artifacts", "photos", "--denoiser", "wide"], "wide is 128 channels wide, the model 64"),
         (["artifacts", "photos", "--layer", "99"], "layer must be"),
@@ -182,5 +189,5 @@ def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.C
         (["depth", "empty"], "nyu_train.txt"),
         (["discovery", "empty"], "neither boxes nor masks of objects"),
     ):
-        assert command("evaluate", *arguments, *SMALL, "--mic" if arguments[0] == "artifacts" else "--limit", "1") == 2
+        assert command("evaluate", arguments[0], "--model", TINY, *arguments[1:]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

@@ -53,9 +53,17 @@ def test_no_difference_and_how_many_it_would_take() -> None:
     sentence = report(plain, head).verdict("head")
     assert sentence.startswith("head: no difference from plain was found in mIoU with 100 images (+0.2 +- ")
     needed = int(sentence.rpartition("some ")[2].rstrip(".").replace(",", ""))
-    assert needed == pytest.approx(100 * (1.96 * 0.01 / 0.002) ** 2, rel=0.15)
+    assert needed == pytest.approx(100 * (2.8 * 0.01 / 0.002) ** 2, rel=0.15)
+    skewed = [0.0] * 9 + [1.0]
+    needed = report([0.0] * 10, skewed).verdict("head").rpartition("some ")[2].rstrip(".")
+    assert int(needed) > 10
     same = report(plain, plain).verdict("head")
     assert same == "head: no difference from plain was found in mIoU with 100 images (+0.0 +- 0.0 points)."
+
+
+def test_few_images_say_little() -> None:
+    sentence = report([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).verdict("head")
+    assert sentence == "head: +10.0 points of mIoU; 3 images are too few to say more."
 
 
 def test_one_image_says_nothing_of_others() -> None:

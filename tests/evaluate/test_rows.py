@@ -11,8 +11,8 @@ from helpers import FAMILIES, VIT, create, photo, random_head
 from PIL import Image
 
 import dvt_timm
-from dvt_timm.evaluate import PositionProjection, plant
-from dvt_timm.evaluate.rows import MapCache, Rows
+from dvt_timm.evaluate import MapCache, PositionProjection, Rows, plant
+from dvt_timm.stride import set_stride
 
 PHOTOS = [photo(seed).resize((90, 70)) for seed in range(5)]
 
@@ -85,6 +85,30 @@ def test_maps_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(torch.equal(one.rows[name], other.rows[name]) for name in ("plain", "head"))
 
 
+def test_features_that_are_not_finite() -> None:
+    model = plain_model()
+    with torch.no_grad():
+        model.norm.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="the maps of plain hold NaN or Inf"):
+        Rows(model).maps(PHOTOS[0])
+
+
+def test_another_stride_is_another_map(tmp_path: Path) -> None:
+    model = plain_model()
+    before = Rows(model, cache=MapCache(tmp_path)).maps(PHOTOS[0]).rows["plain"]
+    set_stride(model, 7, (70, 70))
+    rows = Rows(model, cache=MapCache(tmp_path))
+    after = rows.maps(PHOTOS[0]).rows["plain"]
+    assert (before.shape[:2], after.shape[:2], rows.grid(PHOTOS[0])) == ((5, 5), (9, 9), (9, 9))
+
+
+def test_another_block_has_no_head_but_a_projection() -> None:
+    rows = Rows(create(FAMILIES[VIT], denoiser=random_head(), dynamic_img_size=True, img_size=70), layer=1)
+    rows.add_projection(PHOTOS, 4)
+    assert rows.names == ["plain", "projection"]
+    assert rows.settings["projection"] == "4 dimensions, found on 5 images of this data, without their labels"
+
+
 def test_what_is_damaged_is_made_again(tmp_path: Path) -> None:
     rows = Rows(plain_model(), cache=MapCache(tmp_path))
     expected = rows.maps(PHOTOS[0]).rows["plain"]
@@ -117,6 +141,8 @@ def test_rows_that_do_not_go_together() -> None:
         ({"layer": 0, "denoisers": {"head": random_head()}}, "denoisers are for the last block, not for block 0"),
         ({"denoisers": {"a": random_head()}, "others": {"a": plain_model()}}, "rows need names of their own"),
         ({"denoisers": {"plain": random_head()}}, "rows need names of their own"),
+        ({"denoisers": {"a|b": random_head()}}, r"without \| and \$"),
+        ({"others": {"other": create("vit_small_patch16_224")}}, "other sees images otherwise than the model"),
     ):
         with pytest.raises(ValueError, match=message):
             Rows(plain_model(), **options)

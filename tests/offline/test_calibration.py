@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import fitter, photo, photos
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from dvt_timm.offline import (
     shared_artifact,
 )
 from dvt_timm.offline.calibration import images_to_calibrate_on
+from dvt_timm.offline.store import ARTIFACT
 from dvt_timm.train import OnlinePairs
 
 
@@ -103,11 +105,11 @@ def test_a_run_that_was_stopped_keeps_what_it_found(tmp_path: Path, monkeypatch:
     paths, call = photos(tmp_path / "photos"), ImageFitter.__call__
     seen: list[Path] = []
 
-    def stopped(self: ImageFitter, path: Any) -> Any:
-        seen.append(path)
+    def stopped(self: ImageFitter, image: Any) -> Any:
+        seen.append(next(path for path in paths if Image.open(path).convert("RGB") == image))
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return call(self, path)
+        return call(self, image)
 
     monkeypatch.setattr(ImageFitter, "__call__", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -131,10 +133,33 @@ def test_images_that_cannot_be_fitted_are_left_out(tmp_path: Path) -> None:
     failures = fit_store(fitter(), paths, tmp_path / "store", calibrate=4)
     assert list(failures) == [str(broken)]
     torch.testing.assert_close(kept_in(tmp_path / "store"), shared_artifact(fitter(), others))
-    assert fit_store(fitter(), [broken], tmp_path / "none", calibrate=1).keys() == {str(broken)}
-    assert not (tmp_path / "none/artifact.safetensors").exists()
-    fit_store(fitter(), others, tmp_path / "none", calibrate=1)
-    assert len(open_store(tmp_path / "none")) == 4
+    with pytest.raises(RunError, match=r"0 of 1 images can be fitted to calibrate on, 1 are needed; .*--calibrate 0"):
+        fit_store(fitter(), [broken], tmp_path / "none", calibrate=1)
+    with pytest.raises(RunError, match="4 of 5 images can be fitted to calibrate on, 10 are needed"):
+        fit_store(fitter(), paths, tmp_path / "few", calibrate=40)
+    wide = photos(tmp_path / "wide", 2, first=20)
+    for path in wide:
+        with Image.open(path) as image:
+            image.resize((640, 20)).save(path)
+    fit_store(fitter(), [*others, *wide], tmp_path / "banners", calibrate=4)
+    assert torch.equal(kept_in(tmp_path / "banners"), kept_in(tmp_path / "store"))
+
+
+def test_what_another_run_left_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped, and other images at the next one."""
+    mine, others = photos(tmp_path / "mine", 3), photos(tmp_path / "others", 3, first=10)
+    find = calibration._keep
+
+    def stopped(free: ImageFitter, path: Path, target: Path) -> bool:
+        find(free, path, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration, "_keep", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fit_store(fitter(), mine, tmp_path / "store", calibrate=3)
+    fit_store(fitter(), others, tmp_path / "store", calibrate=3)
+    torch.testing.assert_close(kept_in(tmp_path / "store"), shared_artifact(fitter(), by_hash(others)))
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
@@ -166,7 +191,7 @@ def test_pairs_online_are_those_of_a_store(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos")
     fit_store(fitter(view_pairs=1), paths, tmp_path / "store", calibrate=3)
     store, online = open_store(tmp_path / "store"), OnlinePairs(paths, fitter(view_pairs=1), calibrate=3)
-    assert online.settings == store.settings
+    assert store.settings == {**online.settings, "shared_artifact_sha256": sha256_of(tmp_path / "store" / ARTIFACT)}
     (tmp_path / "run").mkdir()
     online.prepare(tmp_path / "run", Team())
     for i in range(5):

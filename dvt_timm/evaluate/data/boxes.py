@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..objects import box_around, components
+from .listed import read_png
 
 VOID = 255  # label of pixels between objects
 LAYOUT = "VOCdevkit/VOC20{07,12}/{JPEGImages,Annotations,ImageSets/Main/<split>.txt}"
@@ -64,6 +64,11 @@ class VocBoxes:
         sets = self._folder / "ImageSets" / ("Main" if self.source == "Annotations" else "Segmentation")
         self._names = _names(sets, split)
 
+    @property
+    def images(self) -> list[Path]:
+        """Name the photos' files."""
+        return [self._folder / "JPEGImages" / f"{name}.jpg" for name in self._names]
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -76,7 +81,7 @@ class VocBoxes:
         """
         name = self._names[index]
         suffix = "xml" if self.source == "Annotations" else "png"
-        image = self._folder / "JPEGImages" / f"{name}.jpg"
+        image = self.images[index]
         truth = self._folder / self.source / f"{name}.{suffix}"
         for path in (image, truth):
             if not path.is_file():
@@ -154,10 +159,10 @@ def _of_classes(path: Path) -> Tensor:
 
 
 def _read_ids(path: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(f"{path} must have a palette, got mode {image.mode}; take the data set's own file")
-        return np.array(image)
+    image = read_png(path)
+    if image.mode not in ("L", "P"):
+        raise ValueError(f"{path} must have a palette, got mode {image.mode}; take the data set's own file")
+    return np.array(image)
 
 
 def _labels(ids: npt.NDArray[np.uint8]) -> list[int]:

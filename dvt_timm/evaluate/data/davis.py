@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..._util.images import read_image
+from .listed import read_png
+
 VOID = 255  # id of pixels that are no object's
 LAYOUT = "DAVIS/{JPEGImages,Annotations}/480p/<video>/00000.{jpg,png} with lists in DAVIS/ImageSets/{480p,2017}"
 Year = Literal["2016", "2017"]
@@ -33,9 +36,8 @@ class Video:
     year: Year
 
     def frame(self, index: int) -> Image.Image:
-        """Read a frame, RGB."""
-        with Image.open(self.frames[index]) as image:
-            return image.convert("RGB")
+        """Read a frame, RGB; raise ImageError, a ValueError, if it is none."""
+        return read_image(self.frames[index])
 
     def mask(self, index: int) -> npt.NDArray[np.uint8]:
         """Read a frame's mask.
@@ -44,15 +46,15 @@ class Video:
             [H, W] ids of objects, from 1 on, and 0 for the background.
 
         Raises:
-            ValueError: if the mask's image is in color.
+            ValueError: if the mask's image is in color, or none.
         """
-        with Image.open(self.masks[index]) as image:
-            if image.mode not in ("1", "L", "P"):
-                raise ValueError(
-                    f"{self.masks[index]} must be gray or have a palette, got mode {image.mode}; the colors of objects "
-                    "are not their ids, take the data set's own file"
-                )
-            ids = np.array(image).astype(np.uint8)
+        image = read_png(self.masks[index])
+        if image.mode not in ("1", "L", "P"):
+            raise ValueError(
+                f"{self.masks[index]} must be gray or have a palette, got mode {image.mode}; the colors of objects "
+                "are not their ids, take the data set's own file"
+            )
+        ids = np.array(image).astype(np.uint8)
         return (ids > 0).astype(np.uint8) if self.year == "2016" else np.where(ids == VOID, np.uint8(0), ids)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..._util.images import ImageError, check_aspect, read_image
+from ...offline.run import unique
 from ...projection import RANK, Moments, PositionProjection, places
 from ..estimates import Estimate, mean_over, ratio_over
 from ..leakage import LinearPlaces, NearestPlaces, errors_of
@@ -54,7 +55,7 @@ def artifacts(
 
     Args:
         rows: the model, and what is to be compared with it.
-        photos: image files; those that cannot be read are left out, and named in the report.
+        photos: image files, each content taken once; those that cannot be read are left out, and named in the report.
         projection: dimensions of the `PositionProjection` that is found on the photos that fit the probes, and is a
             row; 0 for none.
         mic_photos: how many test photos the paper's information coefficient is taken of; 0 for none.
@@ -68,36 +69,57 @@ def artifacts(
         planted artifact, for rows that share the model's position embedding.
 
     Raises:
-        ValueError: if fewer than four photos can be read.
+        ValueError: if fewer than four different photos can be read, or fewer than two that test.
     """
     skipped: dict[str, str] = {}
+    given = len(photos)
+    photos = [path for path, _ in unique(photos, set(), lambda path, reason: skipped.update({str(path): reason}))]
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(seed)).tolist()
-    drawn = [photos[i] for i in order]
-    num_fit = len(drawn) * 2 // 3
+    num_fit = len(order) * 2 // 3
+    fit, test = ([photos[i] for i in part] for part in (order[:num_fit], order[num_fit:]))
     bar = tqdm(total=len(photos), desc="artifacts", unit="photo", disable=None if progress else True)
     probes = {name: _Probes(seed) for name in rows.names}
     fitted = 0
-    for _, maps in _maps_of(rows, drawn[:num_fit], skipped, bar):
+    for _, maps in _maps_of(rows, fit, skipped, bar):
         fitted += 1
         for name, fmap in maps.rows.items():
             probes[name].add(fmap)
+    tested = 0
     if fitted:
         fits = {name: probe.fitted() for name, probe in probes.items()}
         if projection:
             fits[PROJECTION] = _add_projection(rows, probes[PLAIN], projection)
-    tests = _Tests(rows, mic_photos)
-    if fitted:
-        for path, maps in _maps_of(rows, drawn[num_fit:], skipped, bar):
-            tests.add(path, maps, fits)
-        if rows.model.pos_embed is not None:
-            with plant(rows.model):
-                for path, maps in _maps_of(rows, tests.paths, {}, tqdm(disable=True)):
-                    tests.compare(path, maps)
+            rows.notes[PROJECTION] = f"{projection} dimensions, found on the {fitted} photos that fit the probes"
+        tests = _Tests(rows, mic_photos)
+        for start in range(0, len(test), rows.batch_size):
+            _judge(rows, test[start : start + rows.batch_size], tests, fits, skipped, bar)
+        tested = len(tests.paths)
     bar.close()
-    if fitted + len(tests.paths) < FEWEST or len(tests.paths) < 2:
-        raise ValueError(f"{fitted + len(tests.paths)} photos can be read; at least {FEWEST} are needed")
+    if tested < 2 or fitted + tested < FEWEST:
+        raise ValueError(
+            f"of {given} photos {fitted} can be read to fit the probes, and {tested} others to test them; it takes "
+            f"{FEWEST} different ones that can be read, two of them to test; give more"
+        )
     settings = {"photos that fit the probes": fitted, "seed": seed, "outliers": f"above {OUTLIER} medians"}
     return tests.report({**rows.settings, **settings}, skipped)
+
+
+def _judge(
+    rows: Rows,
+    paths: Sequence[Path],
+    tests: _Tests,
+    fits: dict[str, tuple[LinearPlaces, NearestPlaces]],
+    skipped: dict[str, str],
+    bar: Any,
+) -> None:
+    """Judge some photos that test: as they are, and with an artifact planted in the model."""
+    clean = dict(_maps_of(rows, paths, skipped, bar))
+    for path, maps in clean.items():
+        tests.add(path, maps, fits)
+    if rows.model.pos_embed is not None:
+        with plant(rows.model):
+            for path, planted in _maps_of(rows, list(clean), {}, tqdm(disable=True)):
+                tests.compare(clean[path], planted)
 
 
 def _maps_of(rows: Rows, paths: Sequence[Path], skipped: dict[str, str], bar: Any) -> Iterator[tuple[Path, Maps]]:
@@ -202,7 +224,6 @@ class _Tests:
         self.mic_photos = mic_photos
         self.paths: list[Path] = []
         self.generator = torch.Generator().manual_seed(0)
-        self.clean: dict[Path, dict[str, Tensor]] = {}
 
     def add(self, path: Path, maps: Maps, fits: dict[str, tuple[LinearPlaces, NearestPlaces]]) -> None:
         """Judge the maps of a photo."""
@@ -216,11 +237,10 @@ class _Tests:
             if len(self.paths) < self.mic_photos:
                 row.mic.append(float(information_coefficients(fmap).amax(dim=0).mean()))
         self.paths.append(path)
-        self.clean[path] = {name: fmap.half() for name, fmap in maps.rows.items()}
 
-    def compare(self, path: Path, planted: Maps) -> None:
+    def compare(self, before: Maps, planted: Maps) -> None:
         """Compare the maps of a photo in the model that carries an artifact with those before."""
-        clean = {name: fmap.float() for name, fmap in self.clean.pop(path).items()}
+        clean = before.rows
         for name in self.carriers:
             fmap = planted.rows[name]
             self.rows[name].left.append(artifact_left(fmap, clean[name], planted.rows[PLAIN], clean[PLAIN]))

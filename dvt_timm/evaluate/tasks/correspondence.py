@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..._util.images import ImageError, read_image
+from ..._util.images import read_image
 from ..data.spair import Pair
-from ..estimates import mean_over, ratio_over
+from ..estimates import ratio_over, resampled
 from ..keypoints import match_points
 from ..report import Measure, Report
 from ..rows import Maps, Rows
@@ -24,7 +24,7 @@ from ..rows import Maps, Rows
 ALPHAS = (0.1, 0.05, 0.15, 0.2)  # of the longer side of the object's box; the first one is what sentences are about
 PER_IMAGE = [Measure(f"PCK@{alpha:.2f}", "higher", "%") for alpha in ALPHAS]
 PER_POINT = [Measure(f"PCK@{alpha:.2f} per point", "higher", "%") for alpha in ALPHAS]
-KEPT = 256  # photos whose maps are kept: those of a pair come again soon
+KEPT = 64  # photos whose maps are kept: those of a pair come again soon
 
 
 class Pairs(Protocol):
@@ -46,7 +46,7 @@ def correspondence(rows: Rows, pairs: Pairs, *, limit: int | None = None, progre
 
     Returns:
         PCK at .05, .10, .15 and .20 of the longer side of the object's box, averaged over pairs ("per image" in papers)
-        and over points, with intervals over pairs.
+        and over points, with intervals over the photos that the pairs share.
 
     Raises:
         ValueError: if no pair can be read.
@@ -54,24 +54,25 @@ def correspondence(rows: Rows, pairs: Pairs, *, limit: int | None = None, progre
     skipped: dict[str, str] = {}
     kept: dict[Path, Maps] = {}
     found: dict[str, list[Tensor]] = {name: [] for name in rows.names}  # [A] points found, of each pair
-    counts, names = [], []
+    counts, names, photos = [], [], list[tuple[Path, Path]]()
     for i in tqdm(spread_over(len(pairs), limit), desc="pairs", disable=None if progress else True):
-        pair = pairs[i]
         try:
+            pair = pairs[i]
             images = [read_image(path) for path in (pair.source, pair.target)]
-        except ImageError as error:
-            skipped[pair.name] = str(error)
+        except ValueError as error:
+            skipped[f"pair {i}"] = str(error)
             continue
         source, target = (
             _maps(rows, path, image, kept) for path, image in zip((pair.source, pair.target), images, strict=True)
         )
         counts.append(len(pair.source_points))
         names.append(str(pair.target))
+        photos.append((pair.source, pair.target))
         for name in rows.names:
             found[name].append(_points_found(pair, images, source.rows[name], target.rows[name]))
     if not counts:
         raise ValueError(f"none of {len(pairs)} pairs can be read: {next(iter(skipped.values()), 'there are none')}")
-    return _report(rows, found, torch.tensor(counts), names, skipped)
+    return _report(rows, found, torch.tensor(counts), names, _drawn(photos), skipped)
 
 
 def spread_over(count: int, limit: int | None) -> list[int]:
@@ -96,21 +97,35 @@ def _points_found(pair: Pair, images: Sequence[Image.Image], source: Tensor, tar
     return torch.stack([(distance <= alpha * pair.side).sum() for alpha in ALPHAS])
 
 
+def _drawn(photos: Sequence[tuple[Path, Path]]) -> Tensor:
+    """Draw photos with replacement, not pairs, which share them: [R, N], how often each pair is drawn."""
+    numbers = {path: i for i, path in enumerate(dict.fromkeys(path for pair in photos for path in pair))}
+    counts = resampled(len(numbers))
+    return torch.stack([counts[:, numbers[source]] * counts[:, numbers[target]] for source, target in photos], dim=1)
+
+
 def _report(
-    rows: Rows, found: Mapping[str, list[Tensor]], counts: Tensor, names: list[str], skipped: dict[str, str]
+    rows: Rows,
+    found: Mapping[str, list[Tensor]],
+    counts: Tensor,
+    names: list[str],
+    drawn: Tensor,  # [R, N]
+    skipped: dict[str, str],
 ) -> Report:
     hits = {name: torch.stack(of) for name, of in found.items()}  # [N, A]
     figures: dict[str, dict[str, Any]] = {}
     for name, of in hits.items():
-        figures[name] = {m.name: mean_over(of[:, a] / counts) for a, m in enumerate(PER_IMAGE)}
-        figures[name] |= {m.name: ratio_over(of[:, a], counts) for a, m in enumerate(PER_POINT)}
+        figures[name] = {
+            m.name: ratio_over(of[:, a] / counts, torch.ones(len(of)), drawn) for a, m in enumerate(PER_IMAGE)
+        }
+        figures[name] |= {m.name: ratio_over(of[:, a], counts, drawn) for a, m in enumerate(PER_POINT)}
     return Report(
         task="correspondence",
         over="pairs",
         count=len(counts),
         measures=[*PER_IMAGE, *PER_POINT],
         figures=figures,
-        settings=rows.settings,
+        settings={**rows.settings, "intervals": "over photos, which pairs share"},
         each={PER_IMAGE[0].name: {name: (of[:, 0] / counts).tolist() for name, of in hits.items()}},
         names=names,
         skipped=skipped,

@@ -15,14 +15,14 @@ from tqdm import tqdm
 from ..._util.images import pixels_of
 from ..augment import depth_sample
 from ..data.nyu import Frame
-from ..depth_probe import DepthConfig, DepthHead, depth_loss, depth_scores, mirrored_depth
+from ..depth_probe import DepthConfig, DepthHead, check_frame, depth_loss, depth_scores, mirrored_depth
 from ..estimates import mean_over
 from ..published import published_of
 from ..report import Measure, Report
 from ..rows import Features, Rows
 from ..segmentation_probe import pad_to_patches
 from .correspondence import spread_over
-from .training import train_probes
+from .training import alike, train_probes
 
 RMSE = Measure("RMSE", "lower")
 MEASURES = [
@@ -78,11 +78,7 @@ def depth(
         ImportError: without torchvision.
     """
     config, skipped = config or DepthConfig(), dict[str, str]()
-    torch.manual_seed(seed)
-    first = DepthHead(rows.model.embed_dim)
-    heads = {name: DepthHead(rows.model.embed_dim) for name in rows.names}
-    for head in heads.values():
-        head.load_state_dict(first.state_dict())  # all begin alike
+    heads = alike(rows, seed, DepthHead)
     mean, std = rows.normalization
 
     def sample(index: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -100,8 +96,9 @@ def depth(
         heads,
         loss,
         sample,
-        len(train),
+        [str(train[i].image) for i in range(len(train))],
         config,
+        task=f"depth, as released: {as_released}",
         folder=folder,
         seed=seed,
         clip_norm=config.clip_norm,
@@ -153,6 +150,7 @@ def _tested(
     for i in tqdm(spread_over(len(test), limit), desc="test images", disable=None if progress else True):
         try:
             image, depths = test[i].read()
+            check_frame(depths.shape)
         except ValueError as error:
             skipped[str(test[i].image)] = str(error)
             continue

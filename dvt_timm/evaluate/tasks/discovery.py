@@ -16,6 +16,7 @@ from ..rows import Rows
 from .correspondence import spread_over
 
 CORLOC = Measure("CorLoc", "higher", "%")
+BY_MASKS = Measure("objects of masks located", "higher", "%")  # no CorLoc of VOC
 
 
 class Photos(Protocol):
@@ -46,11 +47,14 @@ def discovery(
         progress: whether to show a bar.
 
     Returns:
-        CorLoc: the share of photos whose box overlaps a true one with an IoU above .5, with intervals over photos.
+        CorLoc: the share of photos whose box overlaps a true one with an IoU above .5, with intervals over photos. It
+        has another name where `photos.source` says that boxes come from masks.
 
     Raises:
         ValueError: if no photo can be read.
     """
+    source = getattr(photos, "source", "Annotations")
+    measure = CORLOC if source == "Annotations" else BY_MASKS
     skipped: dict[str, str] = {}
     found: dict[str, list[float]] = {name: [] for name in rows.names}
     names = []
@@ -72,10 +76,10 @@ def discovery(
         task="discovery",
         over="photos",
         count=len(names),
-        measures=[CORLOC],
-        figures={name: {CORLOC.name: mean_over(torch.tensor(of))} for name, of in found.items()},
-        settings={**rows.settings, "neighbors": neighbors, "bias": bias},
-        each={CORLOC.name: found},
+        measures=[measure],
+        figures={name: {measure.name: mean_over(torch.tensor(of))} for name, of in found.items()},
+        settings={**rows.settings, "neighbors": neighbors, "bias": bias, "boxes": source},
+        each={measure.name: found},
         names=names,
         skipped=skipped,
     )

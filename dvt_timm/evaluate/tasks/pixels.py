@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..._util.images import pixels_of
 from ..augment import segmentation_sample
+from ..data.masks import AdeMasks, VocMasks
 from ..estimates import iou_over, mean_iou_over, ratio_over
 from ..published import published_of
 from ..report import Measure, Report
@@ -30,10 +31,9 @@ from ..segmentation_probe import (
 )
 from .correspondence import spread_over
 from .segmentation import Masks, occurring, right_of
-from .training import train_probes
+from .training import alike, train_probes
 
 MIOU, ACCURACY = Measure("mIoU", "higher", "%"), Measure("pixels right", "higher", "%")
-FIGURES = {21: "voc_miou", 150: "ade20k_miou"}  # published ones, by the number of classes
 
 
 def linear_segmentation(
@@ -69,12 +69,8 @@ def linear_segmentation(
         ImportError: without torchvision.
     """
     config, skipped = config or SegmentationConfig(), dict[str, str]()
-    torch.manual_seed(seed)
-    width, num_classes = rows.model.embed_dim, len(train.classes)
-    first = SegmentationHead(width, num_classes)
-    heads = {name: SegmentationHead(width, num_classes) for name in rows.names}
-    for head in heads.values():
-        head.load_state_dict(first.state_dict())  # all begin alike
+    num_classes = len(train.classes)
+    heads = alike(rows, seed, lambda width: SegmentationHead(width, num_classes))
     mean, std = rows.normalization
 
     def sample(index: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -85,8 +81,9 @@ def linear_segmentation(
         heads,
         _loss,
         sample,
-        len(train),
+        [str(train[i].image) for i in range(len(train))],
         config,
+        task=f"segmentation of {', '.join(train.classes)}",
         folder=folder,
         seed=seed,
         skipped=skipped,
@@ -112,11 +109,15 @@ def linear_segmentation(
         each={ACCURACY.name: {row: (right_of(of) / of.sum(dim=(1, 2))).tolist() for row, of in confusions.items()}},
         names=names,
         classes=occurring(train.classes, ious, confusions),
-        published={
-            row: {MIOU.name: value / 100} for row, value in published_of(rows, FIGURES.get(num_classes, "")).items()
-        },
+        published={row: {MIOU.name: value / 100} for row, value in published_of(rows, _figure_of(test)).items()},
         skipped=skipped,
     )
+
+
+def _figure_of(test: Masks) -> str:
+    """Name the published figure of a data set; "" if there is none."""
+    known = {VocMasks: "voc_miou", AdeMasks: "ade20k_miou"}
+    return next((figure for kind, figure in known.items() if isinstance(test, kind)), "")
 
 
 def _loss(head: SegmentationHead, features: Features, labels: Tensor, step: int) -> Tensor:

@@ -58,17 +58,25 @@ def propagation(
         the last, averaged over objects as DAVIS does it; with intervals over videos.
 
     Raises:
-        ValueError: if a video has fewer than three frames, or no object in its first mask; on options out of range.
+        ValueError: if no video can be followed: one needs three frames and an object in its first mask. Others that
+            cannot are named in the report.
     """
     scores = {name: _Scores() for name in rows.names}
+    skipped: dict[str, str] = {}
     names = []
     for i in tqdm(spread_over(len(videos), limit), desc="videos", disable=None if progress else True):
         video = videos[i]
+        try:
+            found = _objects(rows, video, frames or len(video.frames), options)
+        except ValueError as error:
+            skipped[video.name] = str(error)
+            continue
         names.append(str(video.frames[0]))
-        for name, objects in _objects(rows, video, frames or len(video.frames), options).items():
+        for name, objects in found.items():
             scores[name].add(objects)
     if not names:
-        raise ValueError("there is no video; give a split that names some")
+        reason = next(iter(skipped.values()), "there is none, give a split that names some")
+        raise ValueError(f"no video can be followed: {reason}")
     return Report(
         task="propagation",
         over="videos",
@@ -78,6 +86,7 @@ def propagation(
         settings={**rows.settings, **options, **({} if frames is None else {"frames of each video": frames})},
         each={BOTH.name: {name: of.each() for name, of in scores.items()}},
         names=names,
+        skipped=skipped,
     )
 
 

@@ -6,11 +6,12 @@ follow from the seed and the number of the step.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +26,7 @@ CHECKPOINT = "probe.pt"
 EVERY = 100  # steps between checkpoints
 TRIES = 10  # samples in a row that cannot be read end a run
 
+Probe = TypeVar("Probe", bound=nn.Module)
 Loss = Callable[[Any, Features, Tensor, int], Tensor]  # head, features, targets [B, ...], step -> loss
 Sample = Callable[[int, Generator], tuple[Tensor, Tensor]]  # index, draws -> image [3, H, W] and target
 
@@ -47,14 +49,24 @@ class Config(Protocol):
     def rate(self, step: int) -> float: ...
 
 
+def alike(rows: Rows, seed: int, make: Callable[[int], Probe]) -> dict[str, Probe]:
+    """Make a probe for each row of the row's width; those of a width begin with the same weights."""
+    probes = {}
+    for name in rows.names:
+        torch.manual_seed(seed)
+        probes[name] = make(rows.width(name))
+    return probes
+
+
 def train_probes(
     rows: Rows,
     heads: Mapping[str, nn.Module],
     loss: Loss,
     sample: Sample,
-    num_samples: int,
+    names: Sequence[str],
     config: Config,
     *,
+    task: str,
     folder: Path | None = None,
     seed: int = 0,
     clip_norm: float | None = None,
@@ -68,8 +80,9 @@ def train_probes(
         heads: name of a row -> its probe, trained in place.
         loss: of a probe.
         sample: reads and augments a sample; a ValueError puts the next one in its place.
-        num_samples: how many there are.
+        names: of the samples.
         config: steps, batch, learning rates.
+        task: what is trained, with everything that makes its loss.
         folder: where a checkpoint is kept; a run of the same settings goes on from it.
         seed: decides samples and what is done to them.
         clip_norm: largest norm of a probe's gradient.
@@ -85,12 +98,13 @@ def train_probes(
         head.to(device).train()
     parameters = [parameter for head in heads.values() for parameter in head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
+    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
     settings = json.dumps(
-        {**rows.settings, "config": repr(config), "samples": num_samples, "seed": seed}, sort_keys=True
+        {**rows.settings, "config": repr(config), "task": task, "samples": digest, "seed": seed}, sort_keys=True
     )
     checkpoint = _Checkpoint(None if folder is None else folder / CHECKPOINT, settings)
     first = checkpoint.read(heads, optimizer)
-    stream = _Stream(sample, num_samples, seed, {} if skipped is None else skipped)
+    stream = _Stream(sample, len(names), seed, {} if skipped is None else skipped)
     bar = tqdm(
         range(first, config.steps), "training", initial=first, total=config.steps, disable=None if progress else True
     )

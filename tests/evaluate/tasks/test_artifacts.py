@@ -102,14 +102,29 @@ def test_photos_that_cannot_be_read(tmp_path: Path) -> None:
     paths = photos(tmp_path, 9)
     train, test = split(paths)
     for path in (train[0], test[1]):
-        path.write_text("no image")
+        path.write_text(f"no image {path}")
     found = artifacts(rows_of(), [*paths], projection=0, mic_photos=0)
     assert found.skipped.keys() == {str(train[0]), str(test[1])}
     assert found.count == 2
     assert found.names == [str(test[0]), str(test[2])]
     for count in (0, 3):
-        with pytest.raises(ValueError, match=f"{count} photos can be read; at least 4 are needed"):
-            artifacts(rows_of(), paths[:count] if count == 0 else photos(tmp_path, 3, 20))
+        with pytest.raises(
+            ValueError, match=rf"of {count} photos {count * 2 // 3} can be read .* it takes 4 different ones"
+        ):
+            artifacts(rows_of(), photos(tmp_path, count, 20))
+
+
+def test_copies_do_not_test_what_they_fitted(tmp_path: Path) -> None:
+    paths = photos(tmp_path, 9)
+    alone = artifacts(rows_of(), paths, mic_photos=0)
+    copies = []
+    for path in paths:
+        copies.append(path.with_name(f"copy-{path.name}"))
+        copies[-1].write_bytes(path.read_bytes())
+    assert (
+        artifacts(rows_of(), [*paths, *copies], mic_photos=0).figures["plain"].keys() == alone.figures["plain"].keys()
+    )
+    assert artifacts(rows_of(), [*paths, *copies], mic_photos=0).names == alone.names
 
 
 def test_it_can_be_told_again(tmp_path: Path) -> None:

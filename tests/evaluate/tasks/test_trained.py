@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from planting import seeing
-from torch import nn
+from planting import Blind, seeing
 
 from dvt_timm.evaluate import DepthConfig, Rows, SegmentationConfig, depth, linear_segmentation
 from dvt_timm.evaluate.data import Frame, Labeled
@@ -23,19 +22,6 @@ COLORS = np.array([[220, 20, 0], [20, 220, 0]], dtype=np.uint8)
 FEW = SegmentationConfig(steps=12, batch_size=2, lr=0.05)
 
 
-class Blind(nn.Module):
-    """A denoiser that leaves nothing."""
-
-    dim, source, config = 64, None, {}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight
-
-
 class Listed(list[Any]):
     classes = ("red", "green")
 
@@ -43,7 +29,7 @@ class Listed(list[Any]):
 def colors_seen(**options: Any) -> Rows:
     rows = Rows(seeing(img_size=64), **options)
     if not options:
-        rows.add({"blind": Blind()})  # type: ignore[dict-item]
+        rows.add({"blind": Blind(0.0)})  # type: ignore[dict-item]
     return rows
 
 
@@ -86,7 +72,7 @@ def test_classes_that_are_seen(tmp_path: Path) -> None:
     assert found.figures["plain"]["pixels right"].value > 0.9
     assert found.count == 3
     assert found.classes.keys() == {"red", "green"}
-    assert found.verdict("blind").startswith("blind: worse than plain by")
+    assert found.difference("blind").interval[1] < 0
     assert "steps=12" in found.settings["training"]
 
 
@@ -108,8 +94,11 @@ def test_a_run_that_was_stopped_ends_the_same(tmp_path: Path, monkeypatch: pytes
     taken_up = linear_segmentation(colors_seen(), train, test, config=FEW, folder=tmp_path / "run").as_json()
     assert len(seen) == 8 + (12 - 6) + 3 * 2  # from the checkpoint of step 6 on, and two windows of each test image
     assert taken_up == whole
-    with pytest.raises(RunError, match=r"probe\.pt is of a run with other settings"):
-        linear_segmentation(colors_seen(), train, test, config=FEW, folder=tmp_path / "run", seed=1)
+    for others, options in ((train, {"seed": 1}), (train[:3], {}), (Listed([*train[:3], train[0]]), {})):
+        with pytest.raises(RunError, match=r"probe\.pt is of a run with other settings"):
+            linear_segmentation(
+                colors_seen(), Listed(others), test, **{"config": FEW, "folder": tmp_path / "run", **options}
+            )
     (tmp_path / "run/probe.pt").write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"probe\.pt is damaged .*; delete it to begin anew"):
         linear_segmentation(colors_seen(), train, test, config=FEW, folder=tmp_path / "run")
@@ -147,9 +136,13 @@ def test_depths_that_are_seen(tmp_path: Path, as_released: bool) -> None:
     assert list(found.figures["plain"]) == ["RMSE", "AbsRel", "a1", "a2", "a3", "log10"]
     assert found.figures["plain"]["RMSE"].value < found.figures["blind"]["RMSE"].value - 0.05
     assert found.figures["plain"]["a1"].value > found.figures["blind"]["a1"].value
-    assert found.verdict("blind").startswith("blind: worse than plain by")
+    assert found.verdict("blind").endswith("2 images are too few to say more.")
     assert found.count == 2
     assert found.settings["loss"].startswith("as released" if as_released else "gradients along")
+    one = DepthConfig(steps=1, batch_size=1)
+    depth(colors_seen(), train, test, config=one, as_released=as_released, folder=tmp_path)
+    with pytest.raises(RunError, match=r"probe\.pt is of a run with other settings"):
+        depth(colors_seen(), train, test, config=one, as_released=not as_released, folder=tmp_path)
 
 
 def test_depth_needs_a_class_token_and_depths(tmp_path: Path) -> None:
@@ -159,8 +152,12 @@ def test_depth_needs_a_class_token_and_depths(tmp_path: Path) -> None:
         depth(colors_seen(layer=0), items, items, config=config)
     Image.fromarray(np.zeros((480, 640), dtype=np.uint16)).save(items[0].depth)
     items[1].image.write_text("no image")
-    found = depth(colors_seen(), items[2:], items, config=config)
+    other = frames(tmp_path / "other", 1)[0]
+    for file in (other.image, other.depth):
+        with Image.open(file) as image:
+            image.resize((64, 48)).save(file)
+    found = depth(colors_seen(), items[2:], [*items, other], config=config)
     assert found.count == 1
-    assert found.skipped.keys() == {str(items[1].image)}
+    assert found.skipped.keys() == {str(items[1].image), str(other.image)}
     with pytest.raises(ValueError, match="no test image with depths can be read"):
         depth(colors_seen(), items[2:], items[:2], config=config)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .._util.errors import RunError
 from .._util.files import remove_scratch
-from .._util.images import ImageError, check_aspect, read_image
+from .._util.images import check_aspect, read_image
 from .._util.tensors import save_tensors
 from .fit import ImageFitter
 from .least_squares import LeastSquaresSolver
@@ -163,7 +163,7 @@ def _keep(free: ImageFitter, path: Path, target: Path) -> bool:
         image = read_image(path)
         check_aspect(path, image)
         artifact = free(image).artifact
-    except (ImageError, *UNFIT):
+    except UNFIT:
         return False
     _save(target, artifact)
     return True

@@ -18,7 +18,7 @@ from .errors import RunError
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"  # of a saved head or model
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
-METRICS = "metrics.json"  # beside what training leaves
+METRICS, VERDICT = "metrics.json", "verdict.json"  # beside what training leaves
 LOCK = ".lock"
 OF_SAFETENSORS = r"\.tmp[A-Za-z0-9]{6}"  # the file that it writes before it takes the one that was asked for
 BLOCK = 1 << 20

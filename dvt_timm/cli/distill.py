@@ -55,7 +55,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     teacher = load_model(arguments.base, arguments.denoiser, str(accelerator.device))
     if not hasattr(teacher, "denoiser"):
         raise CommandError(f"{arguments.base} has no denoiser to learn from; name a head as --denoiser")
-    distill(
+    report = distill(
         teacher,
         paths,
         arguments.out,
@@ -66,4 +66,4 @@ def _distill(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         grad_checkpointing=arguments.grad_checkpointing,
     )
-    training.say_result(arguments.out, accelerator, f"timm.create_model('local-dir:{arguments.out}', pretrained=True)")
+    training.say_result(arguments.out, report, f"timm.create_model('local-dir:{arguments.out}', pretrained=True)")

@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--message", metavar="TEXT", help="message of the commit (default: one that names what is pushed)"
     )
+    parser.add_argument("--yes", action="store_true", help="push what its own verdict.json says is worse than nothing")
     parser.set_defaults(run=run)
 
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..publish.push import load_folder, push_to_hub
 
     metrics = _metrics(arguments.source, arguments.metrics)
+    verdict = _verdict(arguments.source, arguments.yes)
     model_or_head, base = load_folder(arguments.source, arguments.base, merged=arguments.merged)
     commit = push_to_hub(
         model_or_head,
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         base=base,
         metrics=metrics,
         datasets=arguments.dataset,
+        verdict=verdict,
         merged=arguments.merged or not isinstance(model_or_head, Head),
         private=arguments.private or None,
         revision=arguments.revision,
@@ -82,3 +85,17 @@ def _metrics(source: str, given: Path | None) -> dict[str, Any] | None:
     if path is not None and not path.is_file():
         raise CommandError(f"--metrics {path} not found; give a JSON file")
     return None if path is None else read_json(path)
+
+
+def _verdict(source: str, yes: bool) -> list[str]:
+    """Read what a run of training found of its own head; raise CommandError if that is worse than none."""
+    from .._util.files import VERDICT, read_json
+
+    path = Path(source, VERDICT)
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    sentences = [str(sentence) for sentence in found.get("sentences", [])]
+    if found.get("worse") and not yes:
+        raise CommandError(f"it is worse than nothing, says {path}: {sentences[0]} Pass --yes to push it all the same")
+    return sentences

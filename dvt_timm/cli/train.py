@@ -80,7 +80,8 @@ def _train_on_store(arguments: argparse.Namespace) -> None:
     from ..train.config import TRAIN_PRESETS
 
     store = open_store(arguments.store)
-    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], len(store))
+    num_pairs = len(store) * store.num_pairs
+    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], num_pairs)
     _train(store, arguments.base or store.settings["model"], config, accelerator, arguments)
 
 
@@ -91,7 +92,8 @@ def _train_online(arguments: argparse.Namespace) -> None:
     from .models import load_model
 
     paths = images_of(arguments.online, arguments.out)
-    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], len(paths))
+    num_pairs = len(paths) * (1 + arguments.view_pairs)
+    config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], num_pairs)
     model = load_model(arguments.base, None, str(accelerator.device))
     pairs = OnlinePairs(paths, stage1.fitter_of(model, arguments, progress=False), arguments.calibrate)
     _train(pairs, arguments.base, config, accelerator, arguments)
@@ -107,7 +109,7 @@ def _train(
     from ..offline import open_store
     from ..train import train_denoiser
 
-    train_denoiser(
+    report = train_denoiser(
         samples,
         base,
         arguments.out,
@@ -120,7 +122,7 @@ def _train(
     )
     weights = ", pretrained_cfg_overlay={'file': WEIGHTS}" if "weights_file_sha256" in samples.settings else ""
     use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
-    training.say_result(arguments.out, accelerator, use)
+    training.say_result(arguments.out, report, use)
 
 
 def _initial_head(source: str | None) -> DenoiserHead | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .console import CommandError, positive
 
 if TYPE_CHECKING:
+    from ..evaluate.report import Report
     from ..train import TrainConfig
     from ..train.config import Preset
 
@@ -24,6 +25,12 @@ def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> No
     )
     numbers = parser.add_argument_group("numbers")
     numbers.add_argument("--steps", type=positive, metavar="N", help="updates of the weights (default: the preset's)")
+    numbers.add_argument(
+        "--most-passes",
+        type=float,
+        metavar="X",
+        help="refuse to go more often through the pairs; presets take fewer steps then (default: 1,000)",
+    )
     numbers.add_argument(
         "--batch-size", type=positive, metavar="N", help="samples of a step, over all processes (default: the preset's)"
     )
@@ -49,15 +56,15 @@ def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> No
     )
 
 
-def begin(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> tuple[TrainConfig, Any]:
+def begin(arguments: argparse.Namespace, preset: Preset, num_pairs: int) -> tuple[TrainConfig, Any]:
     """Make a run's numbers, and the accelerator that it runs on."""
     from ..train import make_accelerator
 
-    config = config_of(arguments, preset, num_samples)
+    config = config_of(arguments, preset, num_pairs)
     return config, make_accelerator(config, arguments.device)
 
 
-def config_of(arguments: argparse.Namespace, preset: Preset, num_samples: int) -> TrainConfig:
+def config_of(arguments: argparse.Namespace, preset: Preset, num_pairs: int) -> TrainConfig:
     """Read a run's numbers from the options and the preset."""
     from dataclasses import fields
 
@@ -65,7 +72,7 @@ def config_of(arguments: argparse.Namespace, preset: Preset, num_samples: int) -
 
     names = (field.name for field in fields(TrainConfig))
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return preset.config(num_samples, **given)
+    return preset.config(num_pairs, **given)
 
 
 @contextmanager
@@ -86,7 +93,10 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def say_result(run: Path, accelerator: Any, use: str) -> None:
-    """Print, in one process, where the result is and how it is used."""
-    if accelerator.is_main_process:
+def say_result(run: Path, report: Report | None, use: str) -> None:
+    """Print, in the process that has the report, what came out, where the result is and how it is used."""
+    from ..train.verdict import sentences
+
+    if report is not None:
+        print("\n".join(sentences(report)))
         print(f"{run}: finished; {use}")

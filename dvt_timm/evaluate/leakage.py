@@ -5,7 +5,7 @@ Letters: h x w patches, C channels; four targets: x, y, |x| and |y| from the mid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..projection import Moments, places
+from .estimates import Estimate, ratio_over
 
 TARGETS = ("x", "y", "|x|", "|y|")
 RIDGE = 1e-4  # of the standardized features' mean square
@@ -70,6 +71,17 @@ class NearestPlaces:
 def errors_of(read: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:  # [N, 4] both -> [4] both
     """Sum the squared errors of places that were read, and the squares of the true ones from their mean."""
     return (read - truth).square().sum(dim=0), (truth - truth.mean(dim=0)).square().sum(dim=0)
+
+
+def r2_over(sums: Sequence[tuple[Tensor, Tensor]]) -> list[Estimate]:
+    """Estimate the R2 of each of the four targets from what `errors_of` gives of every photo."""
+    errors, squares = (torch.stack(part) for part in zip(*sums, strict=True))  # [N, 4] both
+    return [ratio_over(errors[:, t], squares[:, t]).complement() for t in range(len(TARGETS))]
+
+
+def mean_r2(each: Sequence[Estimate]) -> Estimate:
+    """Average the R2 of the targets, each at least 0: below it nothing is read."""
+    return Estimate.mean([estimate.at_least(0) for estimate in each])
 
 
 def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[str, float]:

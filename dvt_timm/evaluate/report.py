@@ -76,34 +76,44 @@ class Report:
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
 
-    def difference(self, row: str, measure: Measure | None = None) -> Estimate | None:
-        """Give how much higher a row's figure is than the plain one's, paired; None if either has none."""
+    def difference(self, row: str, measure: Measure | None = None, than: str = PLAIN) -> Estimate | None:
+        """Give how much higher a row's figure is than another's, paired; None if either has none."""
         name = (measure or self.measures[0]).name
-        figure, plain = self.figures[row].get(name), self.figures[PLAIN].get(name)
-        return None if figure is None or plain is None else figure - plain
+        figure, other = self.figures[row].get(name), self.figures[than].get(name)
+        return None if figure is None or other is None else figure - other
 
-    def verdict(self, row: str) -> str:
-        """Say in a sentence whether a row is better than the plain features, by the first measure."""
+    def verdict(self, row: str, than: str = PLAIN) -> str:
+        """Say in a sentence whether a row is better than another one, by the first measure."""
         measure = self.measures[0]
-        difference = self.difference(row)
+        difference = self.difference(row, than=than)
         if difference is None or math.isnan(difference.value):
             return f"{row}: {measure.name} is not known, so that nothing can be said."
         low, high = difference.interval
         unit = measure.unit and " points"
+        by, few = measure.number(difference.value, sign=True), ""
         if math.isnan(low):
-            by = measure.number(difference.value, sign=True)
-            return f"{row}: {by}{unit} of {measure.name}; {self.count} of the {self.over} say nothing of others."
-        if self.count < FEWEST:
-            by = measure.number(difference.value, sign=True)
-            return f"{row}: {by}{unit} of {measure.name}; {self.count} {self.over} are too few to say more."
-        by, spread = measure.number(abs(difference.value)), measure.number((high - low) / 2)
+            few = f"{self.count} of the {self.over} say nothing of others"
+        elif self.count < FEWEST:
+            few = f"{self.count} {self.over} are too few to say more"
+        if few:
+            return f"{row}: {by}{unit} of {measure.name} beside {than}; {few}."
+        size, spread = measure.number(abs(difference.value)), measure.number((high - low) / 2)
         if low <= 0 <= high:
             return (
-                f"{row}: no difference from plain was found in {measure.name} with {self.count} {self.over} "
-                f"({measure.number(difference.value, sign=True)} +- {spread}{unit}){self._needed(difference)}."
+                f"{row}: no difference from {than} was found in {measure.name} with {self.count} {self.over} "
+                f"({by} +- {spread}{unit}){self._needed(difference)}."
             )
         word = "better" if (low > 0) == (measure.better == "higher") else "worse"
-        return f"{row}: {word} than plain by {by} +- {spread}{unit} of {measure.name} ({self.count} {self.over})."
+        return f"{row}: {word} than {than} by {size} +- {spread}{unit} of {measure.name} ({self.count} {self.over})."
+
+    def is_worse(self, row: str, than: str = PLAIN) -> bool:
+        """Say whether a row is worse than another by the first measure: surely, or as far as so few can tell."""
+        difference = self.difference(row, than=than)
+        if difference is None:
+            return False
+        low, high = difference.interval
+        worse, best = (difference.value, low) if self.measures[0].better == "lower" else (-difference.value, -high)
+        return worse > 0 and not (self.count >= FEWEST and best <= 0)
 
     @property
     def verdicts(self) -> dict[str, str]:

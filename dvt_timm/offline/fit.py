@@ -103,6 +103,10 @@ class ImageFitter:
         """Give the views that the solver will see, none of them computed yet; raises as `sample_views` does."""
         return sample_views(self.model, image, **self.views)
 
+    def raw(self, image: Image.Image | str | PathLike[str]) -> Tensor:
+        """Compute the features of the whole image alone, [h, w, C]; raises as `sample_views` does."""
+        return collect(sample_views(self.model, image, **{**self.views, "num_views": 1})).features[-1]
+
     def with_pairs(self, image: Image.Image | str | PathLike[str], seed: int) -> tuple[Decomposition, ViewPairs]:
         """Decompose an image, and give the pairs to train on: of itself, and of `view_pairs` views drawn with a seed.
 

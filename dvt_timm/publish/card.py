@@ -19,7 +19,11 @@ Metrics = Sequence[EvalResult] | Mapping[str, Mapping[str, float]]
 
 
 def render_card(
-    config: Mapping[str, Any], place: str, results: Sequence[EvalResult] = (), datasets: Sequence[str] = ()
+    config: Mapping[str, Any],
+    place: str,
+    results: Sequence[EvalResult] = (),
+    datasets: Sequence[str] = (),
+    verdict: Sequence[str] = (),
 ) -> ModelCard:
     """Render the card of a head or a model.
 
@@ -28,6 +32,7 @@ def render_card(
         place: where `create_model` finds it, "hf-hub:user/repo" or "local-dir:FOLDER".
         results: figures for the model-index.
         datasets: the Hub's names of the data sets that it was trained on.
+        verdict: sentences on how it compares.
     """
     args, is_head = config["model_args"], config["kind"] == "head"
     for_timm = not {"denoiser", "stride"} & args.keys()  # plain timm knows neither
@@ -55,6 +60,7 @@ def render_card(
         note=known.note if (known := find_variant(config["base"])) else None,
         by_name=takes_denoiser(config["base"]),
         for_timm=for_timm,
+        verdict=verdict,
         results=[
             [
                 _table_cell(value)

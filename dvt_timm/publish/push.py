@@ -34,6 +34,7 @@ def push_to_hub(
     base: str | None = None,
     metrics: Metrics | None = None,
     datasets: Sequence[str] = (),
+    verdict: Sequence[str] = (),
     merged: bool = False,
     private: bool | None = None,
     revision: str | None = None,
@@ -55,6 +56,7 @@ def push_to_hub(
         base: timm name of the backbone that the head belongs to, "arch.tag"; a model's own by default.
         metrics: `{"dataset": {"metric": value}}`, or `huggingface_hub.EvalResult`s, for the card's model-index.
         datasets: the Hub's names of the data sets that it was trained on, for the card.
+        verdict: sentences for the card on how it compares, as verdict.json of a run of training has them.
         merged: push base and head as one model, which needs no other repository.
         private: make a new repository private; True refuses one that is public. None for the owner's default.
         revision: branch to push to, made if it does not exist; "main" by default.
@@ -80,7 +82,7 @@ def push_to_hub(
         folder = Path(scratch)
         config = _write(uncompiled(model_or_head), folder, base, merged, token)
         (folder / CARD_NAME).write_text(
-            str(render_card(config, f"{hub.HUB_PREFIX}{repo_id}", results, datasets)), encoding="utf-8"
+            str(render_card(config, f"{hub.HUB_PREFIX}{repo_id}", results, datasets, verdict)), encoding="utf-8"
         )
         message = commit_message or f"Add {title_of(config)}"
         commit, other_card = _commit(folder, repo_id, message, private, revision, create_pr, token)

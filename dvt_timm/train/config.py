@@ -12,6 +12,7 @@ Precision = Literal["no", "bf16", "fp16"]
 BASE_RATE, BASE_BATCH = 2e-4, 256  # the authors scale the peak by the root of the batch size
 FLOOR_RATE = 1e-6
 BETAS = (0.9, 0.999)
+MOST_PASSES = 1_000.0  # the released script goes 640 times through 10,000 images
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class TrainConfig:
 
     Attributes:
         steps: updates of the weights.
+        most_passes: how often they may go through the pairs; more are refused, they only cost time.
         batch_size: samples of one step, over all processes and accumulated batches.
         accumulation: batches, one after the other, that make up a step.
         lr: peak of the learning rate; None for 2e-4 * sqrt(batch_size / 256).
@@ -40,6 +42,7 @@ class TrainConfig:
     """
 
     steps: int = 50_000
+    most_passes: float = MOST_PASSES
     batch_size: int = 128
     accumulation: int = 1
     lr: float | None = None
@@ -56,6 +59,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.most_passes > 0:
+            raise ValueError(f"most_passes must be positive, got {self.most_passes}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulation {self.accumulation}")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
@@ -76,6 +81,20 @@ class TrainConfig:
         """`lr`, or what the batch size makes of the authors' base rate."""
         return BASE_RATE * math.sqrt(self.batch_size / BASE_BATCH) if self.lr is None else self.lr
 
+    def passes(self, num_pairs: int) -> float:
+        """Say how often the steps go through so many pairs."""
+        return self.steps * self.batch_size / num_pairs
+
+    def check_passes(self, num_pairs: int) -> None:
+        """Raise ValueError if the steps go through so many pairs more often than `most_passes`."""
+        if self.passes(num_pairs) > self.most_passes:
+            most = int(self.most_passes * num_pairs / self.batch_size)
+            raise ValueError(
+                f"{self.steps:,} steps of {self.batch_size} go {self.passes(num_pairs):,.0f} times through "
+                f"{num_pairs:,} pairs, and more than {self.most_passes:,.0f} times only cost time; give more images, "
+                f"take at most {most:,} steps, or raise most_passes"
+            )
+
     def rate(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0."""
         return warmed_up_cosine(step, self.steps, round(self.warmup * self.steps), self.peak_lr, FLOOR_RATE)
@@ -83,17 +102,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named recipe: so many steps, or so many times through the samples."""
+    """A named recipe: so many steps, but no more passes through the pairs than allowed, or so many passes."""
 
     batch_size: int
     steps: int | None = None
     epochs: int | None = None
 
-    def config(self, num_samples: int, **given: Any) -> TrainConfig:
-        """Make the numbers for so many samples; what is given takes the place of the recipe's."""
+    def config(self, num_pairs: int, **given: Any) -> TrainConfig:
+        """Make the numbers for so many pairs; what is given takes the place of the recipe's."""
         batch_size = given.get("batch_size", self.batch_size)
-        steps = self.steps or max((self.epochs or 1) * num_samples // batch_size, 1)
-        return replace(TrainConfig(steps=steps, batch_size=batch_size), **given)
+        passes = self.epochs or given.get("most_passes", MOST_PASSES)
+        steps = int(passes * num_pairs / batch_size)
+        return replace(TrainConfig(steps=max(min(steps, self.steps or steps), 1), batch_size=batch_size), **given)
 
 
 TRAIN_PRESETS = {

@@ -87,6 +87,10 @@ class OnlinePairs:
         _, pairs = self._fitted(i)
         return pairs.raw[k].float(), pairs.clean[k].float()
 
+    def raw(self, i: int) -> Tensor:
+        """Compute what `FeatureStore.raw` reads from a store; nothing is solved for it."""
+        return self.fitter.raw(self._image(i))
+
     def _fitted(self, i: int) -> tuple[Decomposition, ViewPairs]:
         path, image = self.paths[i], self._image(i)
         try:

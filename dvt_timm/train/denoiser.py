@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ..checkpoints.heads import save_head
+from ..checkpoints.heads import load_head, save_head
 from ..head import DenoiserHead
 from ..names import backbone_of, full_name, plain_model
 from ..offline import FeatureStore
@@ -84,10 +85,23 @@ class DenoiserStage:
         """Draw one of the pairs of image i."""
         return self.samples.pair(i, int(torch.randint(self.samples.num_pairs, (), generator=generator)))
 
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs each image has."""
+        return self.samples.num_pairs
+
+    def raw(self, i: int) -> Tensor:
+        """Read the features of image i [h, w, C]."""
+        return self.samples.raw(i).float()
+
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of pairs (raw, clean) [B, h, w, C]."""
         raw, clean = map(at_least_float32, sample)
         return Batch(raw, raw, clean)
+
+    def load(self, folder: Path) -> nn.Module:
+        """Read the head."""
+        return load_head(folder)
 
     def save(self, module: Any, folder: Path) -> None:
         """Write the head with `save_head`."""

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,7 @@ class DistillStage:
 
     workers = True
     validation = None
+    num_pairs = 1
 
     def __init__(
         self,
@@ -107,6 +109,11 @@ class DistillStage:
         pixels = self.samples[i]
         return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
 
+    def raw(self, i: int) -> Tensor:
+        """Give the teacher's map [h, w, C] of image i before its denoiser."""
+        pixels = self.samples[i][None].to(self.teacher.patch_embed.proj.weight)
+        return self.batch(pixels).raw[0]
+
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of images [B, 3, H, W]."""
@@ -114,6 +121,10 @@ class DistillStage:
         assert maps.denoised is not None
         raw, clean = (fmap.permute(0, 2, 3, 1) for fmap in (maps.raw, maps.denoised))
         return Batch(sample, at_least_float32(raw), at_least_float32(clean))
+
+    def load(self, folder: Path) -> nn.Module:
+        """Read the student."""
+        return PatchFeatures(timm.create_model(f"local-dir:{folder}", pretrained=True))
 
     def save(self, module: Any, folder: Path) -> None:
         """Write the student with `save_model`."""

@@ -29,7 +29,8 @@ def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Evaluatio
     """
     losses = [feature_losses(p[None], t[None]) for p, t in zip(predicted, target, strict=True)]
     means = {term: torch.stack([getattr(each, term) for each in losses]).mean().item() for term in ("mse", "cosine")}
-    scores = {"loss": means["mse"] + means["cosine"], **means, "error": _relative_error(predicted, target)}
+    errors, spreads = errors_to(predicted, target)
+    scores = {"loss": means["mse"] + means["cosine"], **means, "error": (errors.sum() / spreads.sum()).item()}
     if len(predicted) >= FEWEST_MAPS:
         half = len(predicted) // 2
         leakage = position_leakage(predicted[:half], predicted[half:])
@@ -37,7 +38,8 @@ def evaluate(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Evaluatio
     return scores
 
 
-def _relative_error(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> float:
-    predictions, targets = (torch.cat([m.double().flatten(0, 1) for m in maps]) for maps in (predicted, target))
-    spread = (targets - targets.mean(dim=0)).square().sum()
-    return ((predictions - targets).square().sum() / spread).item()
+def errors_to(maps: Sequence[Tensor], target: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum the squared errors of every map, and the squares of its target from the mean of all: [N] both, float64."""
+    mean = torch.cat([clean.double().flatten(0, 1) for clean in target]).mean(dim=0)  # [C]
+    errors = [(fmap.double() - clean.double()).square().sum() for fmap, clean in zip(maps, target, strict=True)]
+    return torch.stack(errors), torch.stack([(clean.double() - mean).square().sum() for clean in target])

@@ -7,8 +7,10 @@ model draws follow from the seed and the number of the step.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ class Trainer:
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if the batch cannot be divided among the processes, or there are too few samples.
+        ValueError: if the batch cannot be divided among the processes, there are too few samples, or the steps go
+            through them more often than `config.most_passes`.
         RunError: if the checkpoint is damaged or does not fit.
     """
 
@@ -64,12 +67,14 @@ class Trainer:
         self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
         self.step, self.best = 0, Evaluation()
         if stage.validation is None:
-            trained, self.held_out = split(stage.samples, config.held_out, config.seed)
+            self.trained, self.held_out = split(stage.samples, config.held_out, config.seed)
             self._validation = stage.samples
         else:
-            trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
+            self.trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
             self._validation = stage.validation
-        self.stream = Stream(stage.draw, trained, config.seed)
+        self.num_pairs = len(stage.samples) * stage.num_pairs
+        config.check_passes(self.num_pairs)
+        self.stream = Stream(stage.draw, self.trained, config.seed)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
@@ -91,7 +96,8 @@ class Trainer:
             RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
         """
         with Signals() as signals, closing(_log(self.run, self.step, self.accelerator)) as log, self._bar() as bar:
-            coming = self._batches()
+            coming, told = self._batches(), False
+            self._say(f"{self.config.steps:,} steps of {self.config.batch_size}, {self._passes()}")
             while self.step < self.config.steps:
                 self._take_step(coming)
                 bar.update()
@@ -100,6 +106,9 @@ class Trainer:
                     numbers, stop = self._numbers(signals.received)
                     log.write(self.step, "train", numbers)
                     bar.set_postfix(loss=f"{numbers['loss']:.4f}")
+                    if not told:
+                        self._say_time_left(numbers["samples/s"])
+                    told = True
                 if self._due(self.config.eval_every):
                     self._evaluate(log)
                 if stop or self._due(self.config.eval_every, self.config.checkpoint_every):
@@ -110,6 +119,16 @@ class Trainer:
                         "arguments to go on"
                     )
 
+    def predicted(self, module: nn.Module) -> list[Tensor]:
+        """Give the maps [h, w, C] of the held-out samples by a module on the accelerator's device, on the CPU."""
+        with torch.no_grad():
+            inputs = (batch.inputs.to(self.accelerator.device) for batch in self.unseen())
+            return [module(each)[0].float().cpu() for each in inputs]
+
+    def names(self) -> list[str]:
+        """Name the held-out samples."""
+        return [str(self._validation.path(i)) for i in self.held_out]
+
     def unseen(self) -> list[Batch]:
         """Read the held-out samples as batches of one, on the CPU."""
         if not self._unseen:
@@ -117,6 +136,18 @@ class Trainer:
                 batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)
                 self._unseen = [Batch(*(part.cpu() for part in batch)) for batch in batches]
         return self._unseen
+
+    def _passes(self) -> str:
+        return f"{self.config.passes(self.num_pairs):,.1f} times through {self.num_pairs:,} pairs"
+
+    def _say_time_left(self, samples_per_second: float) -> None:
+        left = (self.config.steps - self.step) * self.config.batch_size
+        if left:
+            self._say(f"some {timedelta(seconds=round(left / samples_per_second))} to go, evaluations aside")
+
+    def _say(self, text: str) -> None:
+        if self.progress:
+            tqdm.write(f"{self.run}: {text}", file=sys.stderr)
 
     def _bar(self) -> Any:
         hidden = None if self.progress else True
@@ -179,7 +210,8 @@ class Trainer:
     def _evaluate(self, log: Any) -> None:
         """Measure held-out samples, draw some, and keep the weights if they are the best so far."""
         if self.accelerator.is_main_process:
-            predicted = self._predicted()
+            self.module.eval()
+            predicted = self.predicted(self.module)
             scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()])
             log.write(self.step, "held out", scores)
             self._draw(predicted)
@@ -187,12 +219,6 @@ class Trainer:
                 self.best = {"step": self.step, **scores}
                 self.stage.save(self.module, self.run)
         self.accelerator.wait_for_everyone()
-
-    @torch.no_grad()
-    def _predicted(self) -> list[Tensor]:
-        self.module.eval()
-        inputs = (batch.inputs.to(self.accelerator.device) for batch in self.unseen())
-        return [self.module(each)[0].cpu() for each in inputs]
 
     def _draw(self, predicted: list[Tensor]) -> None:
         samples = zip(range(NUM_PICTURES), self.held_out, predicted, self.unseen(), strict=False)

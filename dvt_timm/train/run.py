@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
+from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, replacing, write_json
 from ..cleaned import Cleaned
+from ..evaluate.report import Report
 from ..offline import FeatureStore
 from ..offline.team import WAITING, Team
+from ..projection import RANK, Moments, PositionProjection
 from ..publish.card import eval_results, render_card
 from .config import TrainConfig
 from .data import OnlinePairs
@@ -23,11 +25,13 @@ from .distill import DistillStage
 from .evaluation import evaluate
 from .loop import Trainer
 from .stage import Stage
+from .verdict import TRAINED, judge, sentences
 
 SETTINGS, CARD, LAST = "train.json", "README.md", "last"
-OWN_FILES = r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|metrics)\.json|log\.jsonl|README\.md"
+OWN_FILES = r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|metrics|verdict)\.json|log\.jsonl|README\.md"
+MOST_PROJECTED = 100  # training images that the projection is found on
 DIGITS = 4  # of a metric, behind the point
-FREE = ("workers", "eval_every", "checkpoint_every")  # numbers that may change when a run is taken up
+FREE = ("workers", "eval_every", "checkpoint_every", "most_passes")  # numbers that may change when a run is taken up
 
 
 def make_accelerator(config: TrainConfig, device: str | None = None) -> Any:
@@ -66,7 +70,7 @@ def train_denoiser(
     accelerator: Any = None,
     progress: bool = False,
     **options: Any,
-) -> None:
+) -> Report | None:
     """Train a head (stage 2), and write it to a folder as `save_head` does, with a card and metrics.
 
     Args:
@@ -77,6 +81,10 @@ def train_denoiser(
         accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
         options: further arguments of `DenoiserStage`.
+
+    Returns:
+        The verdict on held-out images: raw features, what was trained, and a `PositionProjection` side by side; it is
+        in the folder's verdict.json and card too. None in processes other than the first.
 
     Raises:
         ValueError: if samples and base do not go together, there are too few samples, or the numbers do not fit.
@@ -94,7 +102,7 @@ def train_denoiser(
         if isinstance(samples, OnlinePairs):
             samples.prepare(Path(run), Team(accelerator.device.type), progress and accelerator.is_main_process)
 
-    _run(stage, Path(run), config, accelerator, progress, calibrate)
+    return _run(stage, Path(run), config, accelerator, progress, calibrate)
 
 
 def distill(
@@ -106,7 +114,7 @@ def distill(
     accelerator: Any = None,
     progress: bool = False,
     **options: Any,
-) -> None:
+) -> Report | None:
     """Train a plain ViT (stage 3) to give a denoised one's features, and write it to a folder as `save_model` does.
 
     Args:
@@ -118,12 +126,15 @@ def distill(
         progress: whether to show a bar.
         options: further arguments of `DistillStage`.
 
+    Returns:
+        What `train_denoiser` returns.
+
     Raises:
         What `train_denoiser` raises, and for the same reasons.
     """
     accelerator = accelerator or make_accelerator(config)
     stage = DistillStage(teacher, images, device=accelerator.device, **options)
-    _run(stage, Path(run), config, accelerator, progress)
+    return _run(stage, Path(run), config, accelerator, progress)
 
 
 def _run(
@@ -133,7 +144,7 @@ def _run(
     accelerator: Any,
     progress: bool,
     prepare: Callable[[], None] = lambda: None,
-) -> None:
+) -> Report | None:
     """Train in a folder that is held meanwhile; `prepare` is called once it is."""
     with ExitStack() as stack:
         if accelerator.is_main_process:
@@ -145,21 +156,48 @@ def _run(
         prepare()
         trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
         trainer.train()
-        if accelerator.is_main_process:
-            _finish(trainer)
+        report = _finish(trainer) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
+    return report
 
 
-def _finish(trainer: Trainer) -> None:
-    """Write the last weights beside the best ones, metrics and a card."""
+def _finish(trainer: Trainer) -> Report:
+    """Write the last weights beside the best ones, metrics, the verdict and a card."""
     run, stage = trainer.run, trainer.stage
     stage.save(trainer.module, run / LAST)
     metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
     write_json(run / METRICS, metrics)
+    report = _verdict(trainer)
+    said = sentences(report)
+    write_json(run / VERDICT, {**report.as_json(), "sentences": said, "worse": report.is_worse(TRAINED)})
     config = {**read_json(run / CONFIG_NAME), "base": stage.base}
-    card = render_card(config, f"local-dir:{run}", eval_results(metrics))
+    card = render_card(config, f"local-dir:{run}", eval_results(metrics), verdict=said)
     with replacing(run / CARD) as scratch:
         scratch.write_text(str(card), encoding="utf-8")
+    return report
+
+
+def _verdict(trainer: Trainer) -> Report:
+    """Judge the best weights, as they were written."""
+    best = trainer.stage.load(trainer.run).to(trainer.accelerator.device).eval()
+    pairs = trainer.unseen()
+    raw, target = [pair.raw[0].float() for pair in pairs], [pair.target[0].float() for pair in pairs]
+    settings = {"base": trainer.stage.base, "step": trainer.best["step"]}
+    return judge(raw, trainer.predicted(best), target, _projection(trainer), settings, trainer.names())
+
+
+def _projection(trainer: Trainer) -> PositionProjection | None:
+    """Find the baseline on images that were trained on; None if none of them can be read any more."""
+    moments = Moments()
+    for i in trainer.trained[:: max(len(trainer.trained) // MOST_PROJECTED, 1)][:MOST_PROJECTED]:
+        try:
+            moments.add(trainer.stage.raw(i))
+        except (ValueError, OSError):  # it was read before; the run has done its work
+            continue
+    try:
+        return PositionProjection.of(moments, min(RANK, len(moments.mean) // 2))
+    except ValueError:
+        return None
 
 
 def _results(trainer: Trainer) -> dict[str, float]:

@@ -34,6 +34,10 @@ class Stage(Protocol):
         """The samples to train on; without a validation set some of them are held out."""
 
     @property
+    def num_pairs(self) -> int:
+        """How many pairs to learn from each sample has."""
+
+    @property
     def validation(self) -> Samples | None:
         """Other samples to measure on, None to hold some of `samples` out."""
 
@@ -46,6 +50,12 @@ class Stage(Protocol):
 
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of collated samples, on the device."""
+
+    def raw(self, i: int) -> Tensor:
+        """Give the map [h, w, C] of sample i without a denoiser."""
+
+    def load(self, folder: Path) -> nn.Module:
+        """Read what `save` wrote."""
 
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write a trained module."""

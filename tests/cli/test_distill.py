@@ -33,18 +33,27 @@ def test_from_photos_to_a_model(command: Callable[..., int], capsys: pytest.Capt
     assert json.loads(Path("plain/train.json").read_text())["stage"] == 3
 
 
-def test_what_training_leaves_is_pushed(command: Callable[..., int], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_training_leaves_is_pushed(
+    command: Callable[..., int], hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert command("train", "--online", "photos", "--base", TINY, "--out", "run", *FEW, *SHORT) == 0
-    assert command("push", "run", "me/head") == 0
+    verdict = json.loads(Path("run/verdict.json").read_text())
+    assert verdict["worse"]  # after six steps
+    assert verdict["sentences"][0] in capsys.readouterr().out
+    assert "worse than nothing, says run/verdict.json: trained: +" in error_of(capsys, "push", "run", "me/head")
+    assert "me/head" not in hub.repos
+    assert command("push", "run", "me/head", "--yes") == 0
     pulled = timm.create_model("hf-hub:me/head", pretrained=True)
     assert same_weights(pulled.denoiser.train(), dvt_timm.load_head("run").train())
     card = hub.repos["me/head"].files()["README.md"].decode()
     (metrics,) = json.loads(Path("run/metrics.json").read_text()).values()
     assert f"| error | {metrics['error']} |" in card
+    assert all(f"- {sentence}" in card for sentence in verdict["sentences"])
     distill = ["distill", "--base", TINY, "--denoiser", "run", "--images", "photos", "--size", "64", *SHORT]
     assert command(*distill, "--out", "plain") == 0
-    assert command("push", "plain", "me/plain") == 0
+    assert "trained: " in capsys.readouterr().out
+    assert command("push", "plain", "me/plain", "--yes") == 0
     pulled = timm.create_model("hf-hub:me/plain", pretrained=True)
     assert same_weights(pulled.train(), timm.create_model("local-dir:plain", pretrained=True).train())
     assert f"base_model: timm/{TINY}" in hub.repos["me/plain"].files()["README.md"].decode()

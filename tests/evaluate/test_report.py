@@ -45,6 +45,19 @@ def test_sentences() -> None:
     assert report(plain, better, LEAKAGE).verdict("head").startswith("head: worse than plain by 0.014 +- 0.000 of leak")
     assert report(better, plain, LEAKAGE).verdict("head").startswith("head: better than plain by")
     assert report(plain, better).verdicts.keys() == {"head"}
+    assert report(plain, better).verdict("plain", than="head").startswith("plain: worse than head by 1.4 +- 0.0")
+
+
+@pytest.mark.parametrize(("measure", "sign"), [(MIOU, -1), (LEAKAGE, 1)])
+def test_worse(measure: Measure, sign: int) -> None:
+    plain = noise()
+    worse, unsure = [value + sign * 0.01 for value in plain], [sign * 0.001 - value for value in plain]
+    assert report(plain, worse, measure).is_worse("head")
+    assert not report(worse, plain, measure).is_worse("head")
+    assert not report(plain, unsure, measure).is_worse("head")
+    for few in (1, 3):
+        assert report(plain[:few], worse[:few], measure).is_worse("head")
+        assert not report(worse[:few], plain[:few], measure).is_worse("head")
 
 
 def test_no_difference_and_how_many_it_would_take() -> None:
@@ -63,12 +76,12 @@ def test_no_difference_and_how_many_it_would_take() -> None:
 
 def test_few_images_say_little() -> None:
     sentence = report([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).verdict("head")
-    assert sentence == "head: +10.0 points of mIoU; 3 images are too few to say more."
+    assert sentence == "head: +10.0 points of mIoU beside plain; 3 images are too few to say more."
 
 
 def test_one_image_says_nothing_of_others() -> None:
     sentence = report([0.2], [0.3]).verdict("head")
-    assert sentence == "head: +10.0 points of mIoU; 1 of the images say nothing of others."
+    assert sentence == "head: +10.0 points of mIoU beside plain; 1 of the images say nothing of others."
     unknown = report([math.nan, 1.0], [0.3, 0.2]).verdict("head")
     assert unknown == "head: mIoU is not known, so that nothing can be said."
 

@@ -21,11 +21,26 @@ def test_learning_rate() -> None:
 
 
 def test_presets() -> None:
-    assert TRAIN_PRESETS["released"].config(100) == TrainConfig(steps=50_000, batch_size=128)
+    assert TRAIN_PRESETS["released"].config(10_000) == TrainConfig(steps=50_000, batch_size=128)
     assert TRAIN_PRESETS["paper"].config(10_000) == TrainConfig(steps=1562, batch_size=64)
     assert TRAIN_PRESETS["paper"].config(10_000, batch_size=100).steps == 1000
     assert TRAIN_PRESETS["paper"].config(10_000, steps=7) == TrainConfig(steps=7, batch_size=64)
     assert DISTILL_PRESETS["paper"].config(1_281_167).steps == 5 * 1_281_167 // 512
+
+
+def test_presets_go_no_more_than_a_thousand_times_through_the_pairs() -> None:
+    released = TRAIN_PRESETS["released"].config(6)
+    assert released.steps == 6 * 1_000 // 128
+    released.check_passes(6)
+    assert TRAIN_PRESETS["released"].config(6, most_passes=100).steps == 6 * 100 // 128
+    assert TRAIN_PRESETS["quick"].config(1, batch_size=2000).steps == 1
+    assert TRAIN_PRESETS["paper"].config(6, steps=50_000).steps == 50_000  # which the run refuses
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"50,000 steps of 128 go 1,066,667 times through 6 pairs.* at most 46 steps"):
+        TrainConfig().check_passes(6)
+    TrainConfig(most_passes=2e6).check_passes(6)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +55,7 @@ def test_presets() -> None:
         ({"precision": "int8"}, "precision must be one of"),
         ({"workers": -1}, "workers must be at least 0"),
         ({"held_out": 0}, "held_out must be at least 1"),
+        ({"most_passes": 0.0}, "most_passes must be positive"),
     ],
 )
 def test_numbers_out_of_range(numbers: dict[str, Any], text: str) -> None:

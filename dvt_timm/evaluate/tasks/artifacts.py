@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..._util.images import ImageError, check_aspect, read_image
 from ...offline.run import unique
 from ...projection import RANK, Moments, PositionProjection, places
-from ..estimates import Estimate, mean_over, ratio_over
-from ..leakage import LinearPlaces, NearestPlaces, errors_of
+from ..estimates import Estimate, mean_over
+from ..leakage import LinearPlaces, NearestPlaces, errors_of, mean_r2, r2_over
 from ..mic import information_coefficients
 from ..planting import artifact_left, distance_to_truth, plant
 from ..report import Measure, Report
@@ -196,10 +196,9 @@ class _Row:
     def figures(self) -> dict[str, Estimate]:
         found: dict[str, Estimate] = {}
         for all_of, each, sums in ((LEAKAGE, LINEAR, self.linear), (NEAREST, NEIGHBORS, self.nearest)):
-            errors, squares = (torch.stack(part) for part in zip(*sums, strict=True))  # [N, 4]
-            r2 = [ratio_over(errors[:, t], squares[:, t]).complement() for t in range(len(READ))]
+            r2 = r2_over(sums)
             found |= {measure.name: estimate for measure, estimate in zip(each, r2, strict=True)}
-            found[all_of.name] = Estimate.mean([estimate.at_least(0) for estimate in r2])
+            found[all_of.name] = mean_r2(r2)
         for measure, values in (
             (MIC, self.mic),
             (OUTLIERS, self.outliers),

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from .._util.files import CONFIG_NAME, METRICS, alone_in, read_json, replacing, write_json
+from .._util.team import WAITING, Team
 from ..cleaned import Cleaned
 from ..offline import FeatureStore
-from ..offline.team import WAITING, Team
 from ..publish.card import eval_results, render_card
 from .config import TrainConfig
 from .data import OnlinePairs

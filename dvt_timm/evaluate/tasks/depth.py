@@ -73,7 +73,8 @@ def depth(
 
     Raises:
         RunError: as `train_probes`.
-        ValueError: if the model has no class token, or no test image can be read.
+        ValueError: if the model has no class token, the processes cannot share a batch evenly, or no test image can be
+            read.
         ImportError: without torchvision.
     """
     config, skipped = config or DepthConfig(), dict[str, str]()

@@ -64,7 +64,7 @@ def linear_segmentation(
 
     Raises:
         RunError: as `train_probes`.
-        ValueError: if no test image can be read.
+        ValueError: if the processes cannot share a batch evenly, or no test image can be read.
         ImportError: without torchvision.
     """
     config, skipped = config or SegmentationConfig(), dict[str, str]()

@@ -50,9 +50,20 @@ class Moments:
         if not bool(x.isfinite().all()):
             raise ValueError("a map holds NaN or Inf; check the model's weights")
         place = places(fmap.shape[0], fmap.shape[1])
-        parts = [x.sum(dim=0), x.T @ x, x.T @ place, place.sum(dim=0)]
-        self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
-        self._count += len(x)
+        self._join([x.sum(dim=0), x.T @ x, x.T @ place, place.sum(dim=0)], len(x))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Moments]) -> Moments:
+        """Join what was added to each of the parts."""
+        whole = cls()
+        for part in parts:
+            if part._sums:
+                whole._join(part._sums, part._count)
+        return whole
+
+    def _join(self, sums: list[Tensor], count: int) -> None:
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._count += count
 
     @property
     def mean(self) -> Tensor:  # [C]

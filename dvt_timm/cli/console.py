@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -51,6 +52,15 @@ def report(message: object) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"dvt-timm: {one_line(message)}", file=sys.stderr)
+
+
+def speaks() -> bool:
+    """Say whether this process is the one to say what failed: of several, the first one that fails."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from .._util.team import fails_first
+
+    return fails_first()
 
 
 def quiet_hub() -> None:

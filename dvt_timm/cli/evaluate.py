@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from .tasks import TASKS, Task
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .._util.team import Team
     from ..evaluate.report import Report
     from ..evaluate.rows import Rows
     from ..head import Head
@@ -30,7 +32,8 @@ def add(commands: Commands) -> None:
         help="judge heads against plain features: artifacts, labels, depth, key points, videos, objects",
         description="Judge the features of a timm ViT as it is, with heads, and of other models, and say in a sentence "
         "whether there is a difference. Writes report.json, report.md, report.html and plots to REPORT. An interrupted "
-        "run goes on where it was if the same is called again.",
+        "run goes on where it was if the same is called again. On several GPUs: accelerate launch -m dvt_timm evaluate "
+        "...",
     )
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     for name, task in TASKS.items():
@@ -107,32 +110,41 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the report, and print its table and sentences."""
+    from .._util.team import Team
     from ..evaluate.plots import figure_maker
 
     quiet_hub()
     figure_maker()  # complains before any work is done
+    team = Team(arguments.device)
+    if team.rank != 0:
+        warnings.simplefilter("ignore")  # the first process gives them
     task: Task = arguments.task
     data = task.open(arguments)
     sizes = arguments.size or [task.size]
     skipped = 0
     for size in sizes:
-        rows = _rows_of(arguments, size)
+        rows = _rows_of(arguments, size, team)
         if task.images is not None and arguments.projection:
-            rows.add_projection(_some_of(task.images(data)), arguments.projection)
+            rows.add_projection(_some_of(task.images(data), team), arguments.projection)
         found: Report = task.run(rows, data, arguments)
-        folder = arguments.out if len(sizes) == 1 else arguments.out / str(size)
-        found.save(folder)
-        for name, reason in found.skipped.items():
-            report(f"skipped {name}: {reason}")
-        print(f"{found.table()}\n")
-        for sentence in found.verdicts.values():
-            print(sentence)
-        print(f"{folder}/report.html")
-        skipped += len(found.skipped)
+        if team.rank == 0:
+            _tell(found, arguments.out if len(sizes) == 1 else arguments.out / str(size))
+            skipped += len(found.skipped)
     return 1 if skipped else 0
 
 
-def _rows_of(arguments: argparse.Namespace, size: int | None) -> Rows:
+def _tell(found: Report, folder: Path) -> None:
+    """Write the report, and print what it says."""
+    found.save(folder)
+    for name, reason in found.skipped.items():
+        report(f"skipped {name}: {reason}")
+    print(f"{found.table()}\n")
+    for sentence in found.verdicts.values():
+        print(sentence)
+    print(f"{folder}/report.html")
+
+
+def _rows_of(arguments: argparse.Namespace, size: int | None, team: Team) -> Rows:
     """Build the models and heads of a command line."""
     import torch
 
@@ -141,15 +153,18 @@ def _rows_of(arguments: argparse.Namespace, size: int | None) -> Rows:
     from ..evaluate import MapCache, Rows
     from .models import load_model
 
-    model = load_model(arguments.model, arguments.weights, arguments.device)
+    device = arguments.device or team.device
+    model = load_model(arguments.model, arguments.weights, device)
     others = {}
     for name, source in _named(arguments.other):
         is_place = Path(source).is_dir() or source.startswith("hf-hub:")
         name_or_model, weights = (arguments.model, source) if is_place else (source, None)
-        others[name] = load_model(name_or_model, weights, arguments.device)
+        others[name] = load_model(name_or_model, weights, device)
     if arguments.positions:  # shares its weights with the model, and what is planted in them
         others["positions"] = attach_positions(shallow_copy(model), arguments.positions)
-    cache = MapCache(arguments.out / MAPS, int(arguments.cache * GIGABYTE)) if arguments.cache > 0 else None
+    cache = None
+    if arguments.cache > 0:
+        cache = MapCache(arguments.out / MAPS, int(arguments.cache * GIGABYTE), writers=team.size)
     try:
         return Rows(
             model,
@@ -161,6 +176,7 @@ def _rows_of(arguments: argparse.Namespace, size: int | None) -> Rows:
             batch_size=arguments.batch_size,
             autocast=torch.bfloat16 if arguments.half else None,
             cache=cache,
+            team=team,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -188,12 +204,12 @@ def _head(source: str) -> Head:
         raise CommandError(f"cannot load --denoiser {source}: {error}") from error
 
 
-def _some_of(paths: Sequence[Path]) -> Iterator[Image.Image]:
-    """Read some images, spread evenly, for the projection; those that cannot be read are left out."""
+def _some_of(paths: Sequence[Path], team: Team) -> Iterator[Image.Image]:
+    """Read this process's part of some images, spread evenly, for the projection; others than images are left out."""
     from .._util.images import ImageError, read_image
     from ..evaluate.tasks.correspondence import spread_over
 
-    for i in spread_over(len(paths), PROJECTION_PHOTOS):
+    for i in team.part(spread_over(len(paths), PROJECTION_PHOTOS)):
         try:
             yield read_image(paths[i])
         except ImageError:

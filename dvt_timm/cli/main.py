@@ -12,7 +12,7 @@ import dvt_timm
 
 from .._version import __version__
 from . import convert, debias, distill, evaluate, features, fit, list, push, train, weights
-from .console import CommandError, one_line
+from .console import CommandError, one_line, speaks
 
 COMMANDS = (features, fit, train, distill, evaluate, debias, list, convert, push, weights)
 EXPECTED = (CommandError, OSError, ValueError, RuntimeError, ImportError)  # what the library says in a line
@@ -35,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 dvt_timm._register()
             status: int = arguments.run(arguments)
         except KeyboardInterrupt:
-            print("dvt-timm: interrupted; run the same again", file=sys.stderr)
+            if speaks():
+                print("dvt-timm: interrupted; run the same again", file=sys.stderr)
             return 130
         except EXPECTED as error:
-            print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
+            if speaks():
+                print(f"dvt-timm: error: {one_line(error)}", file=sys.stderr)
             return getattr(error, "status", 2)
     return status
 

@@ -54,7 +54,7 @@ def _artifacts(rows: Rows, photos: list[Path], arguments: Arguments) -> Report:
     from ..evaluate import artifacts
 
     options = {"projection": arguments.projection, "mic_photos": arguments.mic, "seed": arguments.seed}
-    return artifacts(rows, photos, progress=True, **options)
+    return artifacts(rows, photos, progress=rows.team.rank == 0, **options)
 
 
 def _add_artifacts(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,7 @@ def _segmentation(rows: Rows, data: Any, arguments: Arguments) -> Report:
 
     if arguments.protocol == "paper":
         config = SegmentationConfig(**_training(arguments))
-        return linear_segmentation(rows, *data, config=config, **_trained(arguments))
+        return linear_segmentation(rows, *data, config=config, **_trained(rows, arguments))
     return segmentation(
         rows,
         *data,
@@ -82,7 +82,7 @@ def _segmentation(rows: Rows, data: Any, arguments: Arguments) -> Report:
         memory=arguments.memory,
         seeds=range(arguments.seed, arguments.seed + arguments.seeds),
         limit=arguments.limit,
-        progress=True,
+        progress=rows.team.rank == 0,
     )
 
 
@@ -114,7 +114,7 @@ def _depth(rows: Rows, data: Any, arguments: Arguments) -> Report:
     from ..evaluate import DepthConfig, depth
 
     config = DepthConfig(**_training(arguments))
-    return depth(rows, *data, config=config, as_released=arguments.as_released, **_trained(arguments))
+    return depth(rows, *data, config=config, as_released=arguments.as_released, **_trained(rows, arguments))
 
 
 def _add_depth(parser: argparse.ArgumentParser) -> None:
@@ -135,8 +135,8 @@ def _training(arguments: Arguments) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _trained(arguments: Arguments) -> dict[str, Any]:
-    return {"folder": arguments.out, "seed": arguments.seed, "limit": arguments.limit, "progress": True}
+def _trained(rows: Rows, arguments: Arguments) -> dict[str, Any]:
+    return {"folder": arguments.out, "seed": arguments.seed, "limit": arguments.limit, "progress": rows.team.rank == 0}
 
 
 def _open_pairs(arguments: Arguments) -> Any:
@@ -148,7 +148,7 @@ def _open_pairs(arguments: Arguments) -> Any:
 def _correspondence(rows: Rows, pairs: Any, arguments: Arguments) -> Report:
     from ..evaluate import correspondence
 
-    return correspondence(rows, pairs, limit=arguments.limit, progress=True)
+    return correspondence(rows, pairs, limit=arguments.limit, progress=rows.team.rank == 0)
 
 
 def _open_videos(arguments: Arguments) -> Any:
@@ -161,7 +161,9 @@ def _propagation(rows: Rows, videos: Any, arguments: Arguments) -> Report:
     from ..evaluate import propagation
 
     options = {name: getattr(arguments, name) for name in ("neighbors", "temperature", "context", "radius")}
-    return propagation(rows, videos, limit=arguments.limit, frames=arguments.frames, progress=True, **options)
+    return propagation(
+        rows, videos, limit=arguments.limit, frames=arguments.frames, progress=rows.team.rank == 0, **options
+    )
 
 
 def _add_propagation(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +184,7 @@ def _open_boxes(arguments: Arguments) -> Any:
 def _discovery(rows: Rows, photos: Any, arguments: Arguments) -> Report:
     from ..evaluate import discovery
 
-    return discovery(rows, photos, limit=arguments.limit, bias=arguments.bias, progress=True)
+    return discovery(rows, photos, limit=arguments.limit, bias=arguments.bias, progress=rows.team.rank == 0)
 
 
 def _add_discovery(parser: argparse.ArgumentParser) -> None:

@@ -20,12 +20,14 @@ class MapCache:
     Args:
         folder: made if it does not exist.
         most_bytes: beyond them nothing more is kept.
+        writers: processes that fill the folder together, each its part of the room.
     """
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES, writers: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.most_bytes = folder, most_bytes
-        self._bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        self.folder, self.most_bytes, self.writers = folder, most_bytes, writers
+        files = folder.glob("[!.]*.safetensors")  # without those that another process is writing
+        self._bytes = sum(file.stat().st_size for file in files)
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """Read the tensors of a key, float32; None if there are none."""
@@ -39,7 +41,7 @@ class MapCache:
         halves = {name: value.half().contiguous().cpu() for name, value in tensors.items()}
         if self._bytes < self.most_bytes:
             save_tensors(halves, self._file(key))
-            self._bytes += self._file(key).stat().st_size
+            self._bytes += self.writers * self._file(key).stat().st_size  # the others write as much
         return {name: value.float() for name, value in halves.items()}
 
     def _file(self, key: str) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._util.images import preprocessing_of
 from .._util.modules import uncompiled
+from .._util.team import Alone, Team
 from ..cleaned import as_plain, plain_intermediates
 from ..features import feature_maps
 from ..head import Head
@@ -73,6 +74,7 @@ class Rows:
         batch_size: images in a pass.
         autocast: dtype of the passes, None for the model's.
         cache: where maps are kept, None for nowhere.
+        team: the processes that share the work of a task, which all of them call; this one alone by default.
 
     Raises:
         ValueError: if a denoiser is not as wide as the model, or the layer is not the last one and there are denoisers;
@@ -91,11 +93,12 @@ class Rows:
         batch_size: int = 8,
         autocast: torch.dtype | None = None,
         cache: MapCache | None = None,
+        team: Team | None = None,
     ) -> None:
         self.model = uncompiled(model)
         self.size = size or min(self.model.patch_embed.img_size)
         self.squeeze, self.layer, self.batch_size = squeeze, layer, batch_size
-        self.autocast, self.cache = autocast, cache
+        self.autocast, self.cache, self.team = autocast, cache, team or Alone()
         self.notes: dict[str, Any] = {}  # more of the settings
         self.is_last = self._check_layer(bool(denoisers or others))
         own = getattr(self.model, "denoiser", None) if self.is_last else None
@@ -115,6 +118,8 @@ class Rows:
     def add_projection(self, images: Iterable[Image.Image], rank: int = RANK) -> None:
         """Fit a `PositionProjection` to the plain maps of some RGB images; it becomes the row "projection".
 
+        Of several processes each gives images of its own, and the projection is that of all.
+
         Raises:
             ValueError: if there is no image, or the rank is out of range.
         """
@@ -122,6 +127,8 @@ class Rows:
         for maps in self.over(images):
             moments.add(maps.rows[PLAIN])
             count += 1
+        parts = self.team.gather({self.team.rank: (moments, count)}).values()
+        moments, count = Moments.joined(part for part, _ in parts), sum(of_part for _, of_part in parts)
         self.add({PROJECTION: PositionProjection.of(moments, rank)})
         self.notes[PROJECTION] = f"{rank} dimensions, found on {count} images of this data, without their labels"
 

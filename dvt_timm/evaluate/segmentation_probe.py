@@ -76,10 +76,7 @@ def warm_up(step: int, warmup: int, start: float) -> float:
 
 
 class SegmentationHead(nn.Module):
-    """Normalize the channels over the batch, then classify each patch linearly.
-
-    With several processes, pass it through `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
-    """
+    """Normalize the channels over the batch, then classify each patch linearly."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ it wrote.
 
 from .._util.errors import RunError
 from .._util.images import ImageError
+from .._util.team import Team
 from .calibration import shared_artifact
 from .coords import image_grid
 from .fit import ImageFitter, Solver, ViewPairs, fit_image
@@ -19,7 +20,6 @@ from .neural_field import NeuralFieldSolver
 from .run import fit_store
 from .solution import Decomposition, Views, unexplained
 from .store import FeatureStore, open_store
-from .team import Team
 from .views import ViewStream, sample_views
 
 __all__ = [

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from .._util.errors import RunError
 from .._util.files import remove_scratch
 from .._util.images import check_aspect, read_image
+from .._util.team import Team
 from .._util.tensors import save_tensors
 from .fit import ImageFitter
 from .least_squares import LeastSquaresSolver
 from .store import ARTIFACT
-from .team import Team
 
 PARTS = "calibration"  # folder of the artifacts that are averaged, until they are
 KEY = "artifact"
@@ -135,8 +135,8 @@ def _find(
     if team.rank == 0:
         remove_scratch(parts, OWN_FILES)
     team.wait()
-    mine = sorted(images, key=lambda image: image[1])[team.rank :: team.size]
-    wanted = len(range(team.rank, num_images, team.size))
+    mine = team.part(sorted(images, key=lambda image: image[1]))
+    wanted = len(team.part(range(num_images)))
     found = (None for path, sha256 in mine if _keep(free, path, parts / f"{sha256}.safetensors"))
     bar = tqdm(total=wanted, desc="calibrating", unit="image", disable=None if progress else True)
     for _ in islice(found, wanted):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .._util.errors import RunError
 from .._util.files import WEIGHTS_NAME, sha256_of
 from .._util.images import ImageError, check_aspect, printable, read_image
+from .._util.team import Team
 from ..manifest import published_variants
 from ..names import name_of
 from .calibration import UNFIT, calibrated, images_to_calibrate_on, pulling
@@ -34,7 +35,6 @@ from .store import (
     finish,
     writing,
 )
-from .team import Team
 
 Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, what was read from it, its decomposition
 
@@ -102,7 +102,7 @@ def fit_store(
                 raise RunError(f"{folder / ARTIFACT}, which the images of this store share, is gone; fit another store")
             fitter = calibrated(fitter, todo, calibrate, folder, team, progress and team.rank == 0)
         writer = StoreWriter(folder, shard_bytes)
-        bar = tqdm(todo[team.rank :: team.size], unit="image", disable=None if progress else True)
+        bar = tqdm(team.part(todo), unit="image", disable=None if progress else True)
         for path, sha256 in bar:
             try:
                 picture, decomposition, pairs = _decompose(fitter, path, sha256)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, replacing, write_json
+from .._util.team import WAITING, Team
 from ..cleaned import Cleaned
 from ..evaluate.report import Report
 from ..offline import FeatureStore
-from ..offline.team import WAITING, Team
 from ..projection import RANK, Moments, PositionProjection
 from ..publish.card import eval_results, render_card
 from .config import TrainConfig

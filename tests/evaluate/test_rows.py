@@ -11,7 +11,9 @@ from helpers import FAMILIES, VIT, create, photo, random_head
 from PIL import Image
 
 import dvt_timm
+from dvt_timm._util.team import Alone
 from dvt_timm.evaluate import MapCache, PositionProjection, Rows, plant
+from dvt_timm.projection import Moments
 from dvt_timm.stride import set_stride
 
 PHOTOS = [photo(seed).resize((90, 70)) for seed in range(5)]
@@ -123,6 +125,36 @@ def test_a_cache_is_bounded(tmp_path: Path) -> None:
     maps = list(rows.over(PHOTOS))
     assert len(list(tmp_path.iterdir())) == 3  # the third one goes over
     assert torch.equal(rows.maps(PHOTOS[4]).rows["plain"], maps[4].rows["plain"])
+
+
+def test_a_cache_that_several_fill(tmp_path: Path) -> None:
+    (tmp_path / ".00000000.half-written.safetensors").write_bytes(b"0" * 100_000)  # another process is at it
+    rows = Rows(plain_model(), cache=MapCache(tmp_path, most_bytes=2 * 7_000, writers=2))
+    list(rows.over(PHOTOS))
+    assert len(list(tmp_path.glob("[!.]*"))) == 2  # with two of the other's, the second one goes over
+
+
+class Joined(Alone):
+    """The first of two processes, of which the other has found something."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.size, self.other = 2, other
+
+    def gather(self, values: Any) -> Any:
+        return {**values, 1: self.other}
+
+
+def test_the_projection_is_that_of_all_processes() -> None:
+    other = Moments()
+    for maps in Rows(plain_model()).over(PHOTOS[3:]):
+        other.add(maps.rows["plain"])
+    rows, whole = Rows(plain_model(), team=Joined((other, 2))), Rows(plain_model())
+    rows.add_projection(PHOTOS[:3], 5)
+    whole.add_projection(PHOTOS, 5)
+    assert rows.notes == whole.notes
+    for name in ("plain", "projection"):
+        torch.testing.assert_close(rows.maps(PHOTOS[0]).rows[name], whole.maps(PHOTOS[0]).rows[name])
 
 
 def test_the_projection_is_a_row() -> None:

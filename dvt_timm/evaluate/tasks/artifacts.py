@@ -6,7 +6,7 @@ Letters: N photos, h x w patches, C channels, M patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..._util.images import ImageError, check_aspect, read_image
+from ..._util.team import Team
 from ...offline.run import unique
 from ...projection import RANK, Moments, PositionProjection, places
 from ..estimates import Estimate, mean_over
@@ -28,6 +29,7 @@ OUTLIER = 2.0  # norms above so many medians
 PATCHES = 100  # of each photo, for neighbors
 MIC_PHOTOS = 4  # each takes seconds
 FEWEST = 4  # photos
+Numbered = tuple[int, Path]  # a photo, by its place in the order that the seed decides
 
 LEAKAGE, NEAREST = Measure("position leakage", "lower"), Measure("leakage, k-NN", "lower")
 READ = ("x", "y", "x distance", "y distance")  # `TARGETS`, without signs that a table is made of
@@ -58,7 +60,7 @@ def artifacts(
         photos: image files, each content taken once; those that cannot be read are left out, and named in the report.
         projection: dimensions of the `PositionProjection` that is found on the photos that fit the probes, and is a
             row; 0 for none.
-        mic_photos: how many test photos the paper's information coefficient is taken of; 0 for none.
+        mic_photos: how many test photos, the first ones, the paper's information coefficient is taken of; 0 for none.
         seed: decides which photos test, and which patches neighbors are among.
         progress: whether to show a bar.
 
@@ -76,58 +78,56 @@ def artifacts(
     photos = [path for path, _ in unique(photos, set(), lambda path, reason: skipped.update({str(path): reason}))]
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(seed)).tolist()
     num_fit = len(order) * 2 // 3
-    fit, test = ([photos[i] for i in part] for part in (order[:num_fit], order[num_fit:]))
-    bar = tqdm(total=len(photos), desc="artifacts", unit="photo", disable=None if progress else True)
+    numbered = [(number, photos[i]) for number, i in enumerate(order)]
+    fit, test = (rows.team.part(part) for part in (numbered[:num_fit], numbered[num_fit:]))
+    bar = tqdm(total=len(fit) + len(test), desc="artifacts", unit="photo", disable=None if progress else True)
     probes = {name: _Probes(seed) for name in rows.names}
-    fitted = 0
-    for _, maps in _maps_of(rows, fit, skipped, bar):
-        fitted += 1
+    for number, _, maps in _maps_of(rows, fit, skipped, bar):
         for name, fmap in maps.rows.items():
-            probes[name].add(fmap)
-    tested = 0
+            probes[name].add(number, fmap)
+    probes = {name: probe.joined(rows.team) for name, probe in probes.items()}
+    fitted, found = len(probes[PLAIN].drawn), dict[int, _Photo]()
     if fitted:
         fits = {name: probe.fitted() for name, probe in probes.items()}
         if projection:
             fits[PROJECTION] = _add_projection(rows, probes[PLAIN], projection)
             rows.notes[PROJECTION] = f"{projection} dimensions, found on the {fitted} photos that fit the probes"
-        tests = _Tests(rows, mic_photos)
+        judge = _Judge(rows, fits, seed, num_fit + mic_photos)
         for start in range(0, len(test), rows.batch_size):
-            _judge(rows, test[start : start + rows.batch_size], tests, fits, skipped, bar)
-        tested = len(tests.paths)
+            found |= _judged(rows, test[start : start + rows.batch_size], judge, skipped, bar)
     bar.close()
+    found, skipped = rows.team.gather(found), rows.team.gather(skipped)
+    tested = len(found)
     if tested < 2 or fitted + tested < FEWEST:
         raise ValueError(
             f"of {given} photos {fitted} can be read to fit the probes, and {tested} others to test them; it takes "
             f"{FEWEST} different ones that can be read, two of them to test; give more"
         )
     settings = {"photos that fit the probes": fitted, "seed": seed, "outliers": f"above {OUTLIER} medians"}
-    return tests.report({**rows.settings, **settings}, skipped)
+    return _report(rows, list(found.values()), {**rows.settings, **settings}, skipped)
 
 
-def _judge(
-    rows: Rows,
-    paths: Sequence[Path],
-    tests: _Tests,
-    fits: dict[str, tuple[LinearPlaces, NearestPlaces]],
-    skipped: dict[str, str],
-    bar: Any,
-) -> None:
+def _judged(
+    rows: Rows, photos: Sequence[Numbered], judge: _Judge, skipped: dict[str, str], bar: Any
+) -> dict[int, _Photo]:
     """Judge some photos that test: as they are, and with an artifact planted in the model."""
-    clean = dict(_maps_of(rows, paths, skipped, bar))
-    for path, maps in clean.items():
-        tests.add(path, maps, fits)
+    clean = {(number, path): maps for number, path, maps in _maps_of(rows, photos, skipped, bar)}
+    found = {number: judge.judged(number, path, maps) for (number, path), maps in clean.items()}
     if rows.model.pos_embed is not None:
         with plant(rows.model):
-            for path, planted in _maps_of(rows, list(clean), {}, tqdm(disable=True)):
-                tests.compare(clean[path], planted)
+            for number, path, planted in _maps_of(rows, list(clean), {}, tqdm(disable=True)):
+                judge.compare(found[number], clean[number, path], planted)
+    return found
 
 
-def _maps_of(rows: Rows, paths: Sequence[Path], skipped: dict[str, str], bar: Any) -> Iterator[tuple[Path, Maps]]:
-    """Give the maps of the photos that can be read; note why others cannot."""
-    readable: list[Path] = []
+def _maps_of(
+    rows: Rows, photos: Sequence[Numbered], skipped: dict[str, str], bar: Any
+) -> Iterator[tuple[int, Path, Maps]]:
+    """Give number, path and maps of the photos that can be read; note why others cannot."""
+    readable: list[Numbered] = []
 
     def images() -> Iterator[Any]:
-        for path in paths:
+        for number, path in photos:
             bar.update()
             try:
                 image = read_image(path)
@@ -135,11 +135,11 @@ def _maps_of(rows: Rows, paths: Sequence[Path], skipped: dict[str, str], bar: An
             except ImageError as error:
                 skipped[str(path)] = str(error)
                 continue
-            readable.append(path)
+            readable.append((number, path))
             yield image
 
     for i, maps in enumerate(rows.over(images())):
-        yield readable[i], maps
+        yield *readable[i], maps
 
 
 def _add_projection(rows: Rows, plain: _Probes, rank: int) -> tuple[LinearPlaces, NearestPlaces]:
@@ -152,108 +152,128 @@ def _add_projection(rows: Rows, plain: _Probes, rank: int) -> tuple[LinearPlaces
     linear = LinearPlaces.solved(
         moments.mean, rest @ moments.covariance @ rest, rest @ moments.with_places, moments.place
     )
+    features, place = plain.patches()
     with torch.no_grad():
-        projected = head(torch.cat(plain.features)[None, None])[0, 0]
-    return linear, NearestPlaces.of(projected, torch.cat(plain.places))
+        projected = head(features[None, None])[0, 0]
+    return linear, NearestPlaces.of(projected, place)
 
 
 class _Probes:
     """What the photos that fit give a row's two probes."""
 
     def __init__(self, seed: int) -> None:
-        self.moments = Moments()
-        self.features: list[Tensor] = []
-        self.places: list[Tensor] = []
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.moments = seed, Moments()
+        self.drawn: dict[int, tuple[Tensor, Tensor]] = {}  # of a photo: features and places of some patches
 
-    def add(self, fmap: Tensor) -> None:
+    def add(self, number: int, fmap: Tensor) -> None:
         self.moments.add(fmap)
-        drawn = _drawn(fmap, self.generator)
-        self.features.append(fmap.flatten(0, 1)[drawn])
-        self.places.append(places(*fmap.shape[:2])[drawn])
+        drawn = _drawn(fmap, self.seed, number)
+        self.drawn[number] = fmap.flatten(0, 1)[drawn], places(*fmap.shape[:2])[drawn]
+
+    def joined(self, team: Team) -> _Probes:
+        """Join what the photos of all processes give."""
+        whole = _Probes(self.seed)
+        whole.moments = Moments.joined(team.gather({team.rank: self.moments}).values())
+        whole.drawn = team.gather(self.drawn)
+        return whole
+
+    def patches(self) -> tuple[Tensor, Tensor]:
+        """Give the features [M, C] and the places [M, 4] of the patches that were drawn."""
+        features, place = (torch.cat(parts) for parts in zip(*self.drawn.values(), strict=True))
+        return features, place
 
     def fitted(self) -> tuple[LinearPlaces, NearestPlaces]:
-        nearest = NearestPlaces.of(torch.cat(self.features), torch.cat(self.places))
-        return LinearPlaces.fit(self.moments), nearest
+        return LinearPlaces.fit(self.moments), NearestPlaces.of(*self.patches())
 
 
-def _drawn(fmap: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw patches of a map."""
+def _drawn(fmap: Tensor, seed: int, number: int) -> Tensor:
+    """Draw patches of the map of a photo, whatever the other photos are."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     return torch.randperm(fmap.shape[0] * fmap.shape[1], generator=generator)[:PATCHES]
 
 
 @dataclass
 class _Row:
-    """The figures of one row, photo by photo."""
+    """What a row's map of a photo shows."""
 
-    linear: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # squared errors and squares, [4] each
-    nearest: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    mic: list[float] = field(default_factory=list)
-    outliers: list[float] = field(default_factory=list)
-    left: list[float] = field(default_factory=list)
-    distance: list[float] = field(default_factory=list)
-
-    def figures(self) -> dict[str, Estimate]:
-        found: dict[str, Estimate] = {}
-        for all_of, each, sums in ((LEAKAGE, LINEAR, self.linear), (NEAREST, NEIGHBORS, self.nearest)):
-            r2 = r2_over(sums)
-            found |= {measure.name: estimate for measure, estimate in zip(each, r2, strict=True)}
-            found[all_of.name] = mean_r2(r2)
-        for measure, values in (
-            (MIC, self.mic),
-            (OUTLIERS, self.outliers),
-            (LEFT, self.left),
-            (DISTANCE, self.distance),
-        ):
-            if values:
-                found[measure.name] = mean_over(torch.tensor(values))
-        return {measure.name: found[measure.name] for measure in MEASURES if measure.name in found}
-
-    def leakage(self) -> list[float]:
-        """Give the mean R2 of every photo."""
-        return [float((1 - errors / squares).clamp(min=0).mean()) for errors, squares in self.linear]
+    linear: tuple[Tensor, Tensor]  # squared errors and squares, [4] each
+    nearest: tuple[Tensor, Tensor]
+    values: dict[str, float]  # by the measure's name
 
 
-class _Tests:
-    """What the test photos show."""
+@dataclass
+class _Photo:
+    """What a test photo shows of every row."""
 
-    def __init__(self, rows: Rows, mic_photos: int) -> None:
-        self.rows = {name: _Row() for name in rows.names}
+    path: Path
+    rows: dict[str, _Row]
+
+
+class _Judge:
+    """Judges the maps of test photos by what the others have fitted; those below a number are judged by the MIC too."""
+
+    def __init__(
+        self, rows: Rows, fits: dict[str, tuple[LinearPlaces, NearestPlaces]], seed: int, mic_below: int
+    ) -> None:
+        self.fits, self.seed, self.mic_below = fits, seed, mic_below
         self.carriers = [name for name in rows.names if rows.shares_positions(name)]
-        self.mic_photos = mic_photos
-        self.paths: list[Path] = []
-        self.generator = torch.Generator().manual_seed(0)
 
-    def add(self, path: Path, maps: Maps, fits: dict[str, tuple[LinearPlaces, NearestPlaces]]) -> None:
+    def judged(self, number: int, path: Path, maps: Maps) -> _Photo:
         """Judge the maps of a photo."""
-        drawn = _drawn(maps.rows[PLAIN], self.generator)
+        drawn = _drawn(maps.rows[PLAIN], self.seed, number)
+        found = {}
         for name, fmap in maps.rows.items():
-            row, (linear, nearest), place = self.rows[name], fits[name], places(*fmap.shape[:2])
-            row.linear.append(errors_of(linear.read(fmap), place))
-            row.nearest.append(errors_of(nearest.read(fmap.flatten(0, 1)[drawn]), place[drawn]))
+            (linear, nearest), place = self.fits[name], places(*fmap.shape[:2])
             norms = fmap.norm(dim=-1)
-            row.outliers.append(float((norms > OUTLIER * norms.median()).float().mean()))
-            if len(self.paths) < self.mic_photos:
-                row.mic.append(float(information_coefficients(fmap).amax(dim=0).mean()))
-        self.paths.append(path)
+            found[name] = _Row(
+                linear=errors_of(linear.read(fmap), place),
+                nearest=errors_of(nearest.read(fmap.flatten(0, 1)[drawn]), place[drawn]),
+                values={OUTLIERS.name: float((norms > OUTLIER * norms.median()).float().mean())},
+            )
+            if number < self.mic_below:
+                found[name].values[MIC.name] = float(information_coefficients(fmap).amax(dim=0).mean())
+        return _Photo(path, found)
 
-    def compare(self, before: Maps, planted: Maps) -> None:
+    def compare(self, photo: _Photo, before: Maps, planted: Maps) -> None:
         """Compare the maps of a photo in the model that carries an artifact with those before."""
         clean = before.rows
         for name in self.carriers:
-            fmap = planted.rows[name]
-            self.rows[name].left.append(artifact_left(fmap, clean[name], planted.rows[PLAIN], clean[PLAIN]))
-            self.rows[name].distance.append(distance_to_truth(fmap, clean[PLAIN]))
+            fmap, values = planted.rows[name], photo.rows[name].values
+            values[LEFT.name] = artifact_left(fmap, clean[name], planted.rows[PLAIN], clean[PLAIN])
+            values[DISTANCE.name] = distance_to_truth(fmap, clean[PLAIN])
 
-    def report(self, settings: dict[str, Any], skipped: dict[str, str]) -> Report:
-        return Report(
-            task="artifacts",
-            over="photos",
-            count=len(self.paths),
-            measures=MEASURES,
-            figures={name: row.figures() for name, row in self.rows.items()},
-            settings=settings,
-            each={LEAKAGE.name: {name: row.leakage() for name, row in self.rows.items()}},
-            names=list(map(str, self.paths)),
-            skipped=skipped,
-        )
+
+def _report(rows: Rows, photos: Sequence[_Photo], settings: dict[str, Any], skipped: dict[str, str]) -> Report:
+    by_row = {name: [photo.rows[name] for photo in photos] for name in rows.names}
+    return Report(
+        task="artifacts",
+        over="photos",
+        count=len(photos),
+        measures=MEASURES,
+        figures={name: _figures(of) for name, of in by_row.items()},
+        settings=settings,
+        each={LEAKAGE.name: {name: [_leakage(*photo.linear) for photo in of] for name, of in by_row.items()}},
+        names=[str(photo.path) for photo in photos],
+        skipped=skipped,
+    )
+
+
+def _figures(photos: Sequence[_Row]) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for all_of, each, sums in (
+        (LEAKAGE, LINEAR, [photo.linear for photo in photos]),
+        (NEAREST, NEIGHBORS, [photo.nearest for photo in photos]),
+    ):
+        r2 = r2_over(sums)
+        found |= {measure.name: estimate for measure, estimate in zip(each, r2, strict=True)}
+        found[all_of.name] = mean_r2(r2)
+    for measure in (MIC, OUTLIERS, LEFT, DISTANCE):
+        values = [photo.values[measure.name] for photo in photos if measure.name in photo.values]
+        if values:
+            found[measure.name] = mean_over(torch.tensor(values))
+    return {measure.name: found[measure.name] for measure in MEASURES if measure.name in found}
+
+
+def _leakage(errors: Tensor, squares: Tensor) -> float:
+    """Give the mean R2 of a photo."""
+    return float((1 - errors / squares).clamp(min=0).mean())

@@ -5,7 +5,8 @@ Letters: K points of a pair, A shares alpha, N pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,15 @@ ALPHAS = (0.1, 0.05, 0.15, 0.2)  # of the longer side of the object's box; the f
 PER_IMAGE = [Measure(f"PCK@{alpha:.2f}", "higher", "%") for alpha in ALPHAS]
 PER_POINT = [Measure(f"PCK@{alpha:.2f} per point", "higher", "%") for alpha in ALPHAS]
 KEPT = 64  # photos whose maps are kept: those of a pair come again soon
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of a pair."""
+
+    photos: tuple[Path, Path]  # source and target
+    count: int  # K
+    hits: dict[str, Tensor]  # row -> [A] points found
 
 
 class Pairs(Protocol):
@@ -53,9 +63,8 @@ def correspondence(rows: Rows, pairs: Pairs, *, limit: int | None = None, progre
     """
     skipped: dict[str, str] = {}
     kept: dict[Path, Maps] = {}
-    found: dict[str, list[Tensor]] = {name: [] for name in rows.names}  # [A] points found, of each pair
-    counts, names, photos = [], [], list[tuple[Path, Path]]()
-    for i in tqdm(spread_over(len(pairs), limit), desc="pairs", disable=None if progress else True):
+    found: dict[int, _Found] = {}
+    for i in part_of(rows, len(pairs), limit, "pairs", progress):
         try:
             pair = pairs[i]
             images = [read_image(path) for path in (pair.source, pair.target)]
@@ -65,20 +74,23 @@ def correspondence(rows: Rows, pairs: Pairs, *, limit: int | None = None, progre
         source, target = (
             _maps(rows, path, image, kept) for path, image in zip((pair.source, pair.target), images, strict=True)
         )
-        counts.append(len(pair.source_points))
-        names.append(str(pair.target))
-        photos.append((pair.source, pair.target))
-        for name in rows.names:
-            found[name].append(_points_found(pair, images, source.rows[name], target.rows[name]))
-    if not counts:
+        hits = {name: _points_found(pair, images, source.rows[name], target.rows[name]) for name in rows.names}
+        found[i] = _Found((pair.source, pair.target), len(pair.source_points), hits)
+    found, skipped = rows.team.gather(found), rows.team.gather(skipped)
+    if not found:
         raise ValueError(f"none of {len(pairs)} pairs can be read: {next(iter(skipped.values()), 'there are none')}")
-    return _report(rows, found, torch.tensor(counts), names, _drawn(photos), skipped)
+    return _report(rows, list(found.values()), skipped)
 
 
 def spread_over(count: int, limit: int | None) -> list[int]:
     """Choose so many of a data set's indices, spread evenly; all without a limit."""
     taken = count if limit is None else min(limit, count)
     return [i * count // taken for i in range(taken)]
+
+
+def part_of(rows: Rows, count: int, limit: int | None, title: str, progress: bool) -> Iterable[int]:
+    """Choose of a data set's indices as `spread_over` does, and give this process its part of them, with a bar."""
+    return tqdm(rows.team.part(spread_over(count, limit)), desc=title, disable=None if progress else True)
 
 
 def _maps(rows: Rows, path: Path, image: Image.Image, kept: dict[Path, Maps]) -> Maps:
@@ -104,15 +116,9 @@ def _drawn(photos: Sequence[tuple[Path, Path]]) -> Tensor:
     return torch.stack([counts[:, numbers[source]] * counts[:, numbers[target]] for source, target in photos], dim=1)
 
 
-def _report(
-    rows: Rows,
-    found: Mapping[str, list[Tensor]],
-    counts: Tensor,
-    names: list[str],
-    drawn: Tensor,  # [R, N]
-    skipped: dict[str, str],
-) -> Report:
-    hits = {name: torch.stack(of) for name, of in found.items()}  # [N, A]
+def _report(rows: Rows, found: Sequence[_Found], skipped: dict[str, str]) -> Report:
+    counts, drawn = torch.tensor([pair.count for pair in found]), _drawn([pair.photos for pair in found])
+    hits = {name: torch.stack([pair.hits[name] for pair in found]) for name in rows.names}  # [N, A]
     figures: dict[str, dict[str, Any]] = {}
     for name, of in hits.items():
         figures[name] = {
@@ -127,6 +133,6 @@ def _report(
         figures=figures,
         settings={**rows.settings, "intervals": "over photos, which pairs share"},
         each={PER_IMAGE[0].name: {name: (of[:, 0] / counts).tolist() for name, of in hits.items()}},
-        names=names,
+        names=[str(target) for _, target in (pair.photos for pair in found)],
         skipped=skipped,
     )

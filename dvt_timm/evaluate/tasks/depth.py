@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from ..._util.images import pixels_of
 from ..augment import depth_sample
@@ -21,7 +20,7 @@ from ..published import published_of
 from ..report import Measure, Report
 from ..rows import Features, Rows
 from ..segmentation_probe import pad_to_patches
-from .correspondence import spread_over
+from .correspondence import part_of
 from .training import alike, train_probes
 
 RMSE = Measure("RMSE", "lower")
@@ -74,7 +73,8 @@ def depth(
 
     Raises:
         RunError: as `train_probes`.
-        ValueError: if the model has no class token, or no test image can be read.
+        ValueError: if the model has no class token, the processes cannot share a batch evenly, or no test image can be
+            read.
         ImportError: without torchvision.
     """
     config, skipped = config or DepthConfig(), dict[str, str]()
@@ -145,9 +145,8 @@ def _tested(
     progress: bool,
 ) -> tuple[list[str], dict[str, list[dict[str, float]]]]:
     """Score every test image that has depths: its files, and row -> scores."""
-    names: list[str] = []
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in rows.names}
-    for i in tqdm(spread_over(len(test), limit), desc="test images", disable=None if progress else True):
+    scores: dict[int, dict[str, dict[str, float]]] = {}  # of an image: row -> scores
+    for i in part_of(rows, len(test), limit, "test images", progress):
         try:
             image, depths = test[i].read()
             check_frame(depths.shape)
@@ -166,9 +165,10 @@ def _tested(
             straight, mirrored = (head(view[name].map, _token(view[name])).cpu() for view in views)
             found[name] = depth_scores(mirrored_depth(straight, mirrored, truth.shape), truth)
         if found[rows.names[0]][RMSE.name] == found[rows.names[0]][RMSE.name]:  # not NaN: some pixel has a depth
-            names.append(str(test[i].image))
-            for name, of_image in found.items():
-                scores[name].append(of_image)
-    if not names:
+            scores[i] = found
+    scores = rows.team.gather(scores)
+    skipped.update(rows.team.gather(skipped))
+    if not scores:
         raise ValueError(f"no test image with depths can be read: {next(iter(skipped.values()), 'there is none')}")
-    return names, scores
+    names = [str(test[i].image) for i in scores]
+    return names, {row: [of[row] for of in scores.values()] for row in rows.names}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
 from ..._util.images import read_image
 from ..data.boxes import Located
@@ -13,7 +12,7 @@ from ..estimates import mean_over
 from ..objects import is_located, lost
 from ..report import Measure, Report
 from ..rows import Rows
-from .correspondence import spread_over
+from .correspondence import part_of
 
 CORLOC = Measure("CorLoc", "higher", "%")
 BY_MASKS = Measure("objects of masks located", "higher", "%")  # no CorLoc of VOC
@@ -56,9 +55,8 @@ def discovery(
     source = getattr(photos, "source", "Annotations")
     measure = CORLOC if source == "Annotations" else BY_MASKS
     skipped: dict[str, str] = {}
-    found: dict[str, list[float]] = {name: [] for name in rows.names}
-    names = []
-    for i in tqdm(spread_over(len(photos), limit), desc="photos", disable=None if progress else True):
+    located: dict[int, tuple[str, dict[str, float]]] = {}  # of a photo: its file, and row -> 1 or 0
+    for i in part_of(rows, len(photos), limit, "photos", progress):
         try:
             photo = photos[i]
             image = read_image(photo.image)
@@ -67,19 +65,20 @@ def discovery(
             continue
         if not len(photo.boxes):
             continue
-        names.append(str(photo.image))
-        for name, fmap in rows.maps(image).rows.items():
-            found[name].append(float(is_located(lost(fmap, neighbors=neighbors, bias=bias), photo.boxes)))
-    if not names:
+        boxes = {name: lost(fmap, neighbors=neighbors, bias=bias) for name, fmap in rows.maps(image).rows.items()}
+        located[i] = str(photo.image), {name: float(is_located(box, photo.boxes)) for name, box in boxes.items()}
+    located, skipped = rows.team.gather(located), rows.team.gather(skipped)
+    if not located:
         raise ValueError(f"no photo with a box can be read: {next(iter(skipped.values()), 'there is none')}")
+    found = {name: [of[name] for _, of in located.values()] for name in rows.names}
     return Report(
         task="discovery",
         over="photos",
-        count=len(names),
+        count=len(located),
         measures=[measure],
         figures={name: {measure.name: mean_over(torch.tensor(of))} for name, of in found.items()},
         settings={**rows.settings, "neighbors": neighbors, "bias": bias, "boxes": source},
         each={measure.name: found},
-        names=names,
+        names=[name for name, _ in located.values()],
         skipped=skipped,
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from ..._util.images import pixels_of
 from ..augment import segmentation_sample
@@ -29,7 +28,7 @@ from ..segmentation_probe import (
     slide,
     test_size,
 )
-from .correspondence import spread_over
+from .correspondence import part_of
 from .segmentation import Masks, occurring, right_of
 from .training import alike, train_probes
 
@@ -65,7 +64,7 @@ def linear_segmentation(
 
     Raises:
         RunError: as `train_probes`.
-        ValueError: if no test image can be read.
+        ValueError: if the processes cannot share a batch evenly, or no test image can be read.
         ImportError: without torchvision.
     """
     config, skipped = config or SegmentationConfig(), dict[str, str]()
@@ -134,24 +133,25 @@ def _tested(
     progress: bool,
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Count labels by prediction of every test image: its files, and row -> [N, K, K]."""
-    names: list[str] = []
-    counts: dict[str, list[Tensor]] = {name: [] for name in rows.names}
-    for i in tqdm(spread_over(len(test), limit), desc="test images", disable=None if progress else True):
+    counts: dict[int, dict[str, Tensor]] = {}  # of an image: row -> [K, K]
+    for i in part_of(rows, len(test), limit, "test images", progress):
         try:
             image, labels = test[i].read()
         except ValueError as error:
             skipped[str(test[i].image)] = str(error)
             continue
-        names.append(str(test[i].image))
         resized = pixels_of(image.resize(test_size(*image.size), resample=2)).permute(2, 0, 1).float()  # bilinear
         mean, std = (resized.new_tensor(values)[:, None, None] for values in rows.normalization)
         logits = slide((resized / 255 - mean) / std, lambda window: _logits(rows, heads, window))
         truth = torch.from_numpy(labels).long()
-        for name, of_row in zip(rows.names, logits.split(num_classes), strict=True):
-            counts[name].append(confusion_matrix(labels_at(of_row, *truth.shape), truth, num_classes))
-    if not names:
+        by_row = zip(rows.names, logits.split(num_classes), strict=True)
+        counts[i] = {row: confusion_matrix(labels_at(of, *truth.shape), truth, num_classes) for row, of in by_row}
+    counts = rows.team.gather(counts)
+    skipped.update(rows.team.gather(skipped))
+    if not counts:
         raise ValueError(f"no test image can be read: {next(iter(skipped.values()), 'there is none')}")
-    return names, {name: torch.stack(of) for name, of in counts.items()}
+    names = [str(test[i].image) for i in counts]
+    return names, {row: torch.stack([of[row] for of in counts.values()]) for row in rows.names}
 
 
 @torch.no_grad()

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.davis import Video
 from ..estimates import Estimate, ratio_over
 from ..report import Measure, Report
 from ..rows import Rows
 from ..videos import boundary_accuracy, masks_of, propagate, region_similarity, soft_labels
-from .correspondence import spread_over
+from .correspondence import part_of
 
 J, F = Measure("J", "higher", "%"), Measure("F", "higher", "%")
 BOTH = Measure("J&F", "higher", "%")
@@ -61,31 +60,28 @@ def propagation(
         ValueError: if no video can be followed: one needs three frames and an object in its first mask. Others that
             cannot are named in the report.
     """
-    scores = {name: _Scores() for name in rows.names}
     skipped: dict[str, str] = {}
-    names = []
-    for i in tqdm(spread_over(len(videos), limit), desc="videos", disable=None if progress else True):
+    found: dict[int, dict[str, Tensor]] = {}  # of a video: row -> J and F of objects
+    for i in part_of(rows, len(videos), limit, "videos", progress):
         video = videos[i]
         try:
-            found = _objects(rows, video, frames or len(video.frames), options)
+            found[i] = _objects(rows, video, frames or len(video.frames), options)
         except ValueError as error:
             skipped[video.name] = str(error)
-            continue
-        names.append(str(video.frames[0]))
-        for name, objects in found.items():
-            scores[name].add(objects)
-    if not names:
+    found, skipped = rows.team.gather(found), rows.team.gather(skipped)
+    if not found:
         reason = next(iter(skipped.values()), "there is none, give a split that names some")
         raise ValueError(f"no video can be followed: {reason}")
+    scores = {name: _Scores([objects[name] for objects in found.values()]) for name in rows.names}
     return Report(
         task="propagation",
         over="videos",
-        count=len(names),
+        count=len(found),
         measures=[BOTH, J, F],
         figures={name: of.figures() for name, of in scores.items()},
         settings={**rows.settings, **options, **({} if frames is None else {"frames of each video": frames})},
         each={BOTH.name: {name: of.each() for name, of in scores.items()}},
-        names=names,
+        names=[str(videos[i].frames[0]) for i in found],
         skipped=skipped,
     )
 
@@ -127,17 +123,13 @@ def _scored(guessed: Any, truth: Any) -> tuple[float, float]:
 class _Scores:
     """The scores of one row, video by video."""
 
-    sums: list[Tensor] = field(default_factory=list)  # [2] over objects, of J and F
-    counts: list[int] = field(default_factory=list)  # of objects
-
-    def add(self, objects: Tensor) -> None:  # [K, 2]
-        self.sums.append(objects.sum(dim=0))
-        self.counts.append(len(objects))
+    objects: list[Tensor]  # [K, 2], J and F of each object
 
     def figures(self) -> dict[str, Estimate]:
-        sums, counts = torch.stack(self.sums), torch.tensor(self.counts)
+        sums = torch.stack([of.sum(dim=0) for of in self.objects])
+        counts = torch.tensor([len(of) for of in self.objects])
         parts = [ratio_over(sums[:, i], counts) for i in range(2)]
         return {BOTH.name: Estimate.mean(parts), J.name: parts[0], F.name: parts[1]}
 
     def each(self) -> list[float]:
-        return [float(of.mean() / count) for of, count in zip(self.sums, self.counts, strict=True)]
+        return [float(of.sum(dim=0).mean() / len(of)) for of in self.objects]

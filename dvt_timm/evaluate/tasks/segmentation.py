@@ -12,14 +12,13 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.masks import Labeled
 from ..estimates import Estimate, iou_over, mean_iou_over, ratio_over
 from ..probes import VOID, Classifier, fit_knn, fit_linear, patch_labels
 from ..report import Measure, Report
 from ..rows import Maps, Rows
-from .correspondence import spread_over
+from .correspondence import part_of, spread_over
 
 Way = Literal["knn", "patch"]
 NEIGHBORS, TEMPERATURE = 20, 0.07
@@ -75,30 +74,29 @@ def segmentation(
     """
     skipped: dict[str, str] = {}
     draws = _Draws(list(seeds), max(memory // max(len(spread_over(len(train), limit)), 1), 1))
-    for _, labels, maps in _labeled(rows, train, limit, skipped, "training images", progress):
-        draws.add(maps, labels)
-    classifiers = draws.classifiers(FITS[protocol])
-    counts = {name: _Counts(len(train.classes)) for name in rows.names}
-    names = []
-    for name, labels, maps in _labeled(rows, test, limit, skipped, "test images", progress):
-        names.append(name)
-        for row, fmap in maps.rows.items():
-            counts[row].add(fmap, labels, classifiers[row])
-    if not names:
+    for i, labels, maps in _labeled(rows, train, limit, skipped, "training images", progress):
+        draws.add(i, maps, labels)
+    draws.drawn = rows.team.gather(draws.drawn)
+    classifiers, num_classes = draws.classifiers(FITS[protocol]), len(train.classes)
+    counts: dict[int, dict[str, Tensor]] = {}  # of an image: row -> labels by prediction
+    for i, labels, maps in _labeled(rows, test, limit, skipped, "test images", progress):
+        counts[i] = {row: _counted(fmap, labels, classifiers[row], num_classes) for row, fmap in maps.rows.items()}
+    counts, skipped = rows.team.gather(counts), rows.team.gather(skipped)
+    if not counts:
         raise ValueError(f"no test image can be read: {next(iter(skipped.values()), 'there is none')}")
     measures = [Measure(NAMES[protocol], "higher", "%"), ACCURACY]
-    confusions = {row: of.confusions() for row, of in counts.items()}
+    confusions = {row: torch.stack([of[row] for of in counts.values()]) for row in rows.names}
     figures = {row: dict(zip((m.name for m in measures), _figures(of), strict=True)) for row, of in confusions.items()}
     ious = {row: iou_over(of) for row, of in confusions.items()}
     return Report(
         task=f"segmentation, {protocol}",
         over="images",
-        count=len(names),
+        count=len(counts),
         measures=measures,
         figures=figures,
         settings={**rows.settings, "memory": f"{draws.most} patches of each image", "seeds": list(seeds)},
         each={ACCURACY.name: {row: (right_of(of) / of.sum(dim=(1, 2))).tolist() for row, of in confusions.items()}},
-        names=names,
+        names=[str(test[i].image) for i in counts],
         classes=occurring(train.classes, ious, confusions),
         skipped=skipped,
     )
@@ -106,24 +104,23 @@ def segmentation(
 
 def _labeled(
     rows: Rows, masks: Masks, limit: int | None, skipped: dict[str, str], title: str, progress: bool
-) -> Iterator[tuple[str, Tensor, Maps]]:
-    """Give the file, the labels of patches [h, w] and the maps of every image that can be read."""
-    coming: list[tuple[str, Tensor]] = []
+) -> Iterator[tuple[int, Tensor, Maps]]:
+    """Give the index, the labels of patches [h, w] and the maps of every image of this process that can be read."""
+    coming: list[tuple[int, Tensor]] = []
 
     def images() -> Iterator[Image.Image]:
-        for i in tqdm(spread_over(len(masks), limit), desc=title, disable=None if progress else True):
+        for i in part_of(rows, len(masks), limit, title, progress):
             labeled = masks[i]
             try:
                 image, pixels = labeled.read()
             except ValueError as error:
                 skipped[str(labeled.image)] = str(error)
                 continue
-            coming.append((str(labeled.image), patch_labels(Image.fromarray(pixels), rows.grid(image))))
+            coming.append((i, patch_labels(Image.fromarray(pixels), rows.grid(image))))
             yield image
 
-    for i, maps in enumerate(rows.over(images())):
-        name, labels = coming[i]
-        yield name, labels, maps
+    for place, maps in enumerate(rows.over(images())):
+        yield *coming[place], maps
 
 
 @dataclass
@@ -132,27 +129,26 @@ class _Draws:
 
     seeds: list[int]
     most: int  # of an image
-    features: dict[str, list[Tensor]] = field(default_factory=dict)  # row -> [seeds, M of an image, C]
-    labels: list[Tensor] = field(default_factory=list)  # [seeds, M of an image]
+    drawn: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
+    """Of an image: labels [seeds, M of it], and row -> features [seeds, M of it, C]."""
 
-    def add(self, maps: Maps, labels: Tensor) -> None:
+    def add(self, i: int, maps: Maps, labels: Tensor) -> None:
         known = (labels.flatten() != VOID).nonzero()[:, 0]
         if not len(known):
             return
-        place = len(self.labels)
-        drawn = torch.stack([known[_permuted(len(known), seed, place)[: self.most]] for seed in self.seeds])
-        self.labels.append(labels.flatten()[drawn])
-        for row, fmap in maps.rows.items():
-            self.features.setdefault(row, []).append(fmap.flatten(0, 1)[drawn])
+        drawn = torch.stack([known[_permuted(len(known), seed, i)[: self.most]] for seed in self.seeds])
+        features = {row: fmap.flatten(0, 1)[drawn] for row, fmap in maps.rows.items()}
+        self.drawn[i] = labels.flatten()[drawn], features
 
     def classifiers(self, fit: Callable[[int, Tensor, Tensor], Classifier]) -> dict[str, list[Classifier]]:
         """Fit one for each row and seed; raise ValueError if there is nothing to fit them to."""
-        if not self.labels:
+        if not self.drawn:
             raise ValueError("no training image that can be read has a patch with a class")
-        labels = torch.cat(self.labels, dim=1)
+        every = list(self.drawn.values())
+        labels = torch.cat([of_image for of_image, _ in every], dim=1)
         return {
-            row: [fit(seed, torch.cat([f[s] for f in of]), labels[s]) for s, seed in enumerate(self.seeds)]
-            for row, of in self.features.items()
+            row: [fit(seed, torch.cat([f[row][s] for _, f in every]), labels[s]) for s, seed in enumerate(self.seeds)]
+            for row in every[0][1]
         }
 
 
@@ -160,24 +156,15 @@ def _permuted(count: int, seed: int, place: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + place))
 
 
-@dataclass
-class _Counts:
-    """Labels by prediction of each test image."""
-
-    num_classes: int
-    counts: list[Tensor] = field(default_factory=list)  # [K, K]
-
-    def add(self, fmap: Tensor, labels: Tensor, classifiers: Sequence[Classifier]) -> None:
-        known = labels.flatten() != VOID
-        K, truth = self.num_classes, labels.flatten()[known].long()
-        count = torch.zeros(K * K, dtype=torch.int64)
-        if bool(known.any()):
-            for classifier in classifiers:
-                count += torch.bincount(truth * K + classifier(fmap.flatten(0, 1)[known]), minlength=K * K)
-        self.counts.append(count.reshape(K, K))
-
-    def confusions(self) -> Tensor:  # [N, K, K]
-        return torch.stack(self.counts)
+def _counted(fmap: Tensor, labels: Tensor, classifiers: Sequence[Classifier], K: int) -> Tensor:  # [K, K]
+    """Count the patches of a test image by label and prediction."""
+    known = labels.flatten() != VOID
+    truth = labels.flatten()[known].long()
+    count = torch.zeros(K * K, dtype=torch.int64)
+    if bool(known.any()):
+        for classifier in classifiers:
+            count += torch.bincount(truth * K + classifier(fmap.flatten(0, 1)[known]), minlength=K * K)
+    return count.reshape(K, K)
 
 
 def _figures(confusions: Tensor) -> tuple[Estimate, Estimate]:

@@ -1,5 +1,8 @@
 """One probe for each row, all trained on the same batches in one loop; a run that was stopped goes on to the same end.
 
+Of several processes each reads its part of a batch and lets the models see it, which is what takes time, and all train
+the probes on the whole: no loss or mean over a batch needs to know of processes.
+
 Nothing is drawn from a generator whose state would have to be kept: the samples of a step and what is done to them
 follow from the seed and the number of the step.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +23,7 @@ from tqdm import tqdm
 
 from ..._util.errors import RunError
 from ..._util.files import replacing
-from ..rows import Features, Rows
+from ..rows import PLAIN, PROJECTION, Features, Rows
 from ..segmentation_probe import pad_to_patches
 
 CHECKPOINT = "probe.pt"
@@ -91,43 +95,66 @@ def train_probes(
 
     Raises:
         RunError: if the checkpoint is of other settings or damaged, the loss is not finite, or no sample can be read.
+        ValueError: if the processes cannot share a batch evenly.
         OSError: if it cannot be written.
     """
+    if config.batch_size % rows.team.size:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a multiple of {rows.team.size}, the processes that share it; "
+            "choose another one, or start fewer"
+        )
     device = next(rows.model.parameters()).device
     for head in heads.values():
         head.to(device).train()
     parameters = [parameter for head in heads.values() for parameter in head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
     digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
-    settings = json.dumps(
-        {**rows.settings, "config": repr(config), "task": task, "samples": digest, "seed": seed}, sort_keys=True
-    )
-    checkpoint = _Checkpoint(None if folder is None else folder / CHECKPOINT, settings)
+    settings = {**_settings(rows), "config": repr(config), "task": task, "samples": digest, "seed": seed}
+    checkpoint = _Checkpoint(None if folder is None else folder / CHECKPOINT, json.dumps(settings, sort_keys=True))
     first = checkpoint.read(heads, optimizer)
     stream = _Stream(sample, len(names), seed, {} if skipped is None else skipped)
     bar = tqdm(
         range(first, config.steps), "training", initial=first, total=config.steps, disable=None if progress else True
     )
     for step in bar:
-        pixels, target = stream.batch(step, config.batch_size)
-        padded, _ = pad_to_patches(pixels, rows.model.patch_embed.patch_size)
-        features = rows.features(padded)
+        features, target = _batch(rows, stream, step, config.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        losses = torch.stack([loss(head, features[name], target.to(device), step) for name, head in heads.items()])
-        if not bool(losses.isfinite().all()):
+        losses = []
+        for name, head in heads.items():
+            losses.append(loss(head, features[name], target, step))
+            losses[-1].backward()  # now, so that what one probe's loss needs is held at a time
+        mean = float(torch.stack(losses).detach().mean())
+        if not math.isfinite(mean):
             raise RunError(f"the loss of step {step} is not finite; check the model's features, or lower the rate")
-        losses.sum().backward()
         if clip_norm is not None:
             for head in heads.values():
                 nn.utils.clip_grad_norm_(head.parameters(), clip_norm)
         optimizer.step()
-        bar.set_postfix(loss=f"{float(losses.detach().mean()):.3f}")
-        if (step + 1) % EVERY == 0 or step + 1 == config.steps:
+        bar.set_postfix(loss=f"{mean:.3f}")
+        if rows.team.rank == 0 and ((step + 1) % EVERY == 0 or step + 1 == config.steps):
             checkpoint.write(step + 1, heads, optimizer)
     for head in heads.values():
+        rows.team.agree(head.state_dict().values())  # GPUs round as they like
         head.eval()
+
+
+def _settings(rows: Rows) -> dict[str, Any]:
+    """Give the rows' settings but for the projection's numbers, which more processes, or fewer, round otherwise."""
+    return {key: value for key, value in rows.settings.items() if key != f"SHA-256 of {PROJECTION}"}
+
+
+def _batch(rows: Rows, stream: _Stream, step: int, size: int) -> tuple[dict[str, Features], Tensor]:
+    """Give the features of a step's samples and their targets [B, ...], where the model is."""
+    team, part = rows.team, size // rows.team.size
+    pixels, target = stream.samples(step * size + team.rank * part, part)
+    padded, _ = pad_to_patches(pixels, rows.model.patch_embed.patch_size)
+    features = {
+        name: Features(team.concatenate(of.map), None if of.class_token is None else team.concatenate(of.class_token))
+        for name, of in rows.features(padded).items()
+    }
+    return features, team.concatenate(target.to(features[PLAIN].map.device))
 
 
 class _Checkpoint:
@@ -176,9 +203,9 @@ class _Stream:
         self.sample, self.count, self.seed, self.skipped = sample, count, seed, skipped
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Read the samples of a step."""
-        pairs = [self._read(step * size + i) for i in range(size)]
+    def samples(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Read the samples at positions, counted over all steps."""
+        pairs = [self._read(first + i) for i in range(count)]
         pixels, targets = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         return pixels, targets
 

@@ -157,7 +157,8 @@ def test_processes_share_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         config = SegmentationConfig(steps=3, batch_size=size, lr=0.05)
         training.train_probes(rows, heads, loss, sample, ["0", "1", "2", "3"], config, task="colors")
     assert taken == [(0, 2), (2, 2), (4, 2), (0, 2), (4, 2), (8, 2)]
-    torch.testing.assert_close(losses[:3], losses[3:])  # a batch has the same mean and moments if all is twice in it
+    # A batch has the same mean and moments if all is twice in it; AdamW makes more of roundings.
+    torch.testing.assert_close(losses[:3], losses[3:], rtol=5e-3, atol=0)
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple of 2, the processes that share it"):
         linear_segmentation(rows, train, train, config=SegmentationConfig(steps=1, batch_size=3))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ..._util.errors import RunError
 from ..._util.files import replacing
+from ..._util.threads import made_ahead
 from ..rows import Features, Rows
 from ..segmentation_probe import pad_to_patches
 
@@ -108,8 +110,7 @@ def train_probes(
     bar = tqdm(
         range(first, config.steps), "training", initial=first, total=config.steps, disable=None if progress else True
     )
-    for step in bar:
-        pixels, target = stream.batch(step, config.batch_size)
+    for step, (pixels, target) in zip(bar, stream.batches(first, config.steps, config.batch_size), strict=True):
         padded, _ = pad_to_patches(pixels, rows.model.patch_embed.patch_size)
         features = rows.features(padded)
         for group in optimizer.param_groups:
@@ -176,11 +177,12 @@ class _Stream:
         self.sample, self.count, self.seed, self.skipped = sample, count, seed, skipped
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Read the samples of a step."""
-        pairs = [self._read(step * size + i) for i in range(size)]
-        pixels, targets = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        return pixels, targets
+    def batches(self, first: int, last: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read the samples of steps; threads read those of the next two while one is in use."""
+        samples = made_ahead(self._read, range(first * size, last * size), threads=None, most=2 * size)
+        while batch := list(islice(samples, size)):
+            pixels, targets = (torch.stack(parts) for parts in zip(*batch, strict=True))
+            yield pixels, targets
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         for turn in range(TRIES):

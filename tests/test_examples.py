@@ -230,6 +230,17 @@ def colored_halves(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gpu_benchmark(tmp_path: Path) -> None:
+    colored_halves(tmp_path)
+    options = [str(tmp_path), "--quick", "--out", str(tmp_path / "out")]
+    output = run("examples/benchmarks/gpu.py", *options)
+    assert len(re.findall(r"^[\w ,1-9]+: done, \d+ s$", output, re.MULTILINE)) == 5
+    done = ended("examples/benchmarks/gpu.py", *options, "--minutes", "0")
+    assert done.returncode == 1
+    assert done.stdout.count(": stopped, the time is over, 0 s") == 5
+
+
+@pytest.mark.slow
 def test_visbench_referee(tmp_path: Path) -> None:
     pytest.importorskip("visbench")
     colored_halves(tmp_path)

@@ -104,6 +104,19 @@ def test_a_run_that_was_stopped_ends_the_same(tmp_path: Path, monkeypatch: pytes
         linear_segmentation(colors_seen(), train, test, config=FEW, folder=tmp_path / "run")
 
 
+def test_samples_that_threads_read_are_those_of_their_steps() -> None:
+    def sample(index: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([index]), torch.rand(2, generator=generator)
+
+    stream = training._Stream(sample, count=5, seed=1, skipped={})
+    found = list(stream.batches(2, 9, size=3))
+    assert len(found) == 7
+    for step, batch in enumerate(found, start=2):
+        alone = [stream._read(3 * step + i) for i in range(3)]
+        for part, of_each in zip(batch, zip(*alone, strict=True), strict=True):
+            assert torch.equal(part, torch.stack(of_each))
+
+
 def test_images_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = masks(tmp_path / "train"), masks(tmp_path / "test", 3)
     train[2].image.write_text("no image")

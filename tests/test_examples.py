@@ -222,6 +222,35 @@ def test_forward_benchmark() -> None:
     assert output.count("vit_small_patch14_dinov2") >= 1
 
 
+def colored_halves(folder: Path) -> None:
+    """Eight photos whose right half is of another class, as `dvt-timm evaluate segmentation` takes them."""
+    for i in range(8):
+        random_photo(folder / f"images/{i}.png", i)
+        label_map(folder / f"masks/{i}.png", np.indices((120, 160))[1] > 80)
+
+
+@pytest.mark.slow
+def test_gpu_benchmark(tmp_path: Path) -> None:
+    colored_halves(tmp_path)
+    options = [str(tmp_path), "--quick", "--out", str(tmp_path / "out")]
+    output = run("examples/benchmarks/gpu.py", *options)
+    assert len(re.findall(r"^[\w ,1-9]+: done, \d+ s$", output, re.MULTILINE)) == 5
+    done = ended("examples/benchmarks/gpu.py", *options, "--minutes", "0")
+    assert done.returncode == 1
+    assert done.stdout.count(": stopped, the time is over, 0 s") == 5
+
+
+@pytest.mark.slow
+def test_visbench_referee(tmp_path: Path) -> None:
+    pytest.importorskip("visbench")
+    colored_halves(tmp_path)
+    options = [str(tmp_path), "--size", "56", "--limit", "3", "--epochs", "2", "--seeds", "1"]
+    output = run("examples/visbench_referee.py", *options)
+    assert "3 images train, 3 test, 56 pixels" in output
+    assert output.count("\n| ours, ") == 2
+    assert re.search(r"visbench and patch: (the same direction|opposite directions), [\d.]+ points apart;", output)
+
+
 @pytest.mark.slow
 def test_average_heads(tmp_path: Path) -> None:
     heads = [random_head(64, (4, 4), seed) for seed in (0, 1)]

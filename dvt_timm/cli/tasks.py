@@ -205,7 +205,7 @@ TASKS = {
     ),
     "segmentation": Task(
         "predict the class of each patch or pixel (mIoU)",
-        "VOCdevkit/VOC2012, ADEChallengeData2016, or a folder with images/, masks/ and classes.txt",
+        "VOCdevkit/VOC2012, ADEChallengeData2016, or a folder with images/ and masks/ (classes.txt for colors)",
         open=_open_masks,
         run=_segmentation,
         images=lambda data: [labeled.image for labeled in data[0]],

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/stage1.py planted              8 minutes on two CPU cores
     python examples/benchmarks/stage1.py size                 2 minutes
-    python examples/benchmarks/stage1.py image --batch-size 32     on a GPU
+    python examples/benchmarks/stage1.py image --batch-size 32     on a GPU; --kind jitter: the views of `fit`
     python examples/benchmarks/stage1.py views --photos DIR --plot views.png
     python examples/benchmarks/stage1.py held-out --photos DIR
     python examples/benchmarks/stage1.py neural --photos DIR
@@ -68,6 +68,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2500, help="of the released method (default: %(default)s)")
     parser.add_argument("--device", default=DEVICE, help="of size, image and neural")
+    parser.add_argument("--kind", default="crops", choices=["crops", "jitter"], help="views of image (default: crops)")
+    parser.add_argument("--pixels", type=int, default=518, help="of image (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="of size and image (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("stage1-cache"), help="(default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of the number of views")

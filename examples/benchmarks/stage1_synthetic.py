@@ -66,16 +66,18 @@ def size(arguments: argparse.Namespace) -> None:
 
 
 def image(arguments: argparse.Namespace) -> None:
-    """One photo from file to clean map: a ViT-B/14 of random weights at 518 pixels, and 768 crops unless --count."""
-    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0).eval().to(arguments.device)
-    count = arguments.count or 768
-    fitter = ImageFitter(model, kind="crops", num_views=count, batch_size=arguments.batch_size)
-    stream = sample_views(model, PHOTO, kind="crops", num_views=count, batch_size=arguments.batch_size)
+    """One photo from file to clean map: a ViT-B/14 of random weights, as many views as the kind has unless --count."""
+    model = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=arguments.pixels).eval()
+    model = model.to(arguments.device)
+    views = {"kind": arguments.kind, "num_views": arguments.count, "batch_size": arguments.batch_size}
+    fitter = ImageFitter(model, **views)
+    stream = sample_views(model, PHOTO, **views)
     first = timed(lambda: fitter(PHOTO))[1]
     further = [timed(lambda: fitter(PHOTO))[1] for _ in range(REPEATS)]
     passes = [timed(lambda: deque(stream, maxlen=0))[1] for _ in range(REPEATS)]
     print(
-        f"{arguments.device}, {count} crops in batches of {arguments.batch_size}, {stream.autocast}, ViT-B/14 at 518\n"
+        f"{arguments.device}, {stream.num_views - 1} views of kind {arguments.kind} in batches of "
+        f"{arguments.batch_size}, {stream.autocast}, ViT-B/14 at {arguments.pixels}\n"
     )
     print("| | seconds |\n| --- | --- |")
     print(f"| first image, everything cold | {first:.2f} |")

@@ -178,10 +178,45 @@ def test_unknown_layouts_name_the_known_ones(tmp_path: Path, own: Path) -> None:
         FolderMasks(own, "test")  # type: ignore[arg-type]
 
 
-def test_classes_that_cannot_be_understood(own: Path) -> None:
+@pytest.mark.parametrize("palette", [False, True])
+def test_classes_are_found_in_all_masks(own: Path, palette: bool) -> None:
     (own / "classes.txt").unlink()
-    with pytest.raises(ValueError, match=r"classes.txt not found; write a name a line"):
-        FolderMasks(own)
+    write_mask(own / "masks" / "f.png", [[3, 255, 0], [1, 1, 0]], palette)
+    (own / "masks" / "e.png").write_text("no image")
+    for lists in (False, True):
+        if lists:
+            write_text(own / "train.txt", "a", "b")
+            write_text(own / "val.txt", "c")
+        train, val = open_masks(own)
+        assert train.classes == val.classes == ["0", "1", "2", "3"]
+    assert FolderMasks(own)[5].read()[1].tolist() == [[3, 255, 0], [1, 1, 0]]
+    assert FolderMasks(own)[0].read_labels().tolist() == [[0, 1, 255], [1, 1, 0]]
+
+
+def test_black_and_white_masks_have_two_classes(own: Path) -> None:
+    (own / "classes.txt").unlink()
+    for path in (own / "masks").iterdir():
+        Image.fromarray(np.array([[True, False, True]] * 2)).save(path)
+    masks = FolderMasks(own)
+    assert masks.classes == ["0", "1"]
+    assert masks[0].read_labels().tolist() == [[1, 0, 1]] * 2
+
+
+def test_masks_that_need_classes(own: Path) -> None:
+    (own / "classes.txt").unlink()
+    for path in (own / "masks").iterdir():
+        write_mask(path, [[0, 255, 255], [255, 0, 0]])
+    with pytest.raises(ValueError, match=r"got no pixel with an index of 1 to 254; 255 is ignored, so save"):
+        open_masks(own)
+    Image.fromarray(np.array([[0, 1, 300]] * 2, dtype=np.uint16)).save(own / "masks" / "b.png")
+    with pytest.raises(ValueError, match=r"b.png: without a classes.txt indices are 0 to 255, got 300; number them so"):
+        open_masks(own)
+    write_image(own / "masks" / "a.png")
+    with pytest.raises(ValueError, match=r'a.png: an RGB mask needs a classes.txt of "red green blue name" lines'):
+        open_masks(own)
+
+
+def test_classes_that_cannot_be_understood(own: Path) -> None:
     cases = (
         (["1 2 3 road", "tree"], "'tree' is no \"red green blue name\""),
         (["1 2 3 road", "1 2 3 tree"], "two classes have the same color"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._util.images import ImageError
 from ..probes import VOID
 from .listed import read_list, read_png
 
@@ -29,6 +31,11 @@ class Encoding:
     num_classes: int
     colors: bool = False
 
+    @classmethod
+    def of_indices(cls, num_classes: int) -> Encoding:
+        """Take indices 0..K-1 for classes, 255 to ignore."""
+        return cls({**{i: i for i in range(num_classes)}, VOID: VOID}, num_classes)
+
     def decode(self, path: Path) -> NDArray[np.uint8]:
         """Read a mask: [H, W], classes 0..K-1, 255 to ignore.
 
@@ -46,19 +53,50 @@ class Encoding:
         return np.array([self.labels[value] for value in values], dtype=np.uint8)[places].reshape(pixels.shape)
 
     def _values(self, path: Path) -> NDArray[Any]:  # [H, W]
-        image = read_png(path)
         if self.colors:
-            return np.asarray(image.convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
-        pixels = np.asarray(image)
-        if pixels.ndim != 2:
-            raise ValueError(f'{path}: an {image.mode} mask needs a classes.txt of "red green blue name" lines')
-        return pixels
+            return np.asarray(read_png(path).convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+        return _indices(path)
+
+
+def found_classes(masks: Iterable[Path]) -> tuple[list[str], Encoding]:
+    """Count the classes up to the largest index below 255 that any mask has, and name them "0", "1" and so on.
+
+    Masks that cannot be read are left out, as they are later.
+
+    Raises:
+        ValueError: if a mask has colors or an index above 255, or there are fewer than two classes.
+    """
+    largest = 0
+    for path in masks:
+        try:
+            pixels = _indices(path)
+        except ImageError:
+            continue
+        if pixels.max() > VOID:
+            raise ValueError(f"{path}: without a classes.txt indices are 0 to 255, got {pixels.max()}; number them so")
+        largest = max(largest, int(pixels[pixels < VOID].max(initial=0)))
+    if largest == 0:
+        raise ValueError(
+            "without a classes.txt masks must have two classes or more, got no pixel with an index of 1 to 254; 255 is "
+            "ignored, so save what is not background as 1"
+        )
+    return [str(i) for i in range(largest + 1)], Encoding.of_indices(largest + 1)
+
+
+def _indices(path: Path) -> NDArray[Any]:  # [H, W]
+    """Read the pixels of a gray or palette PNG as they are; raise ValueError if they are colors."""
+    image = read_png(path)
+    pixels = np.asarray(image)
+    if pixels.ndim != 2:
+        raise ValueError(
+            f'{path}: an {image.mode} mask needs a classes.txt of "red green blue name" lines beside the folder of '
+            "masks; or save it as a gray or palette PNG, whose indices are the classes"
+        )
+    return pixels
 
 
 def read_classes(path: Path) -> tuple[list[str], Encoding]:
     """Read the names, and how masks encode them."""
-    if not path.is_file():
-        raise ValueError(f'{path} not found; write a name a line, or "red green blue name" for colors')
     lines = read_list(path)
     rows = [_color(line) for line in lines]
     if any(rows) and not all(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ..._util.images import SUFFIXES, read_image
 from ..probes import VOID
-from .encoding import Encoding, read_classes
+from .encoding import Encoding, found_classes, read_classes
 from .listed import check_present, check_same_size, inside, read_list
 
 Split = Literal["train", "val"]
@@ -27,7 +28,7 @@ ADE_CLASSES = 150
 LAYOUTS = """the layouts that are known:
   VOC:    JPEGImages/*.jpg, SegmentationClass/*.png, ImageSets/Segmentation/{train,val}.txt
   ADE20k: images/{training,validation}/*.jpg, annotations/{training,validation}/*.png
-  others: images/*, masks/*.png, classes.txt; with or without train.txt and val.txt"""
+  others: images/*, masks/*.png; with or without classes.txt, train.txt and val.txt"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class VocMasks(Masks):
     def __init__(self, folder: Path, split: Split) -> None:
         root = _root_of_voc(folder) or _not_found(folder)
         source = root / "ImageSets" / "Segmentation" / f"{_checked(split)}.txt"
-        encoding = Encoding({**{i: i for i in range(len(VOC_CLASSES))}, VOID: VOID}, len(VOC_CLASSES))
+        encoding = Encoding.of_indices(len(VOC_CLASSES))
         samples = [
             Labeled(
                 stem,
@@ -141,29 +142,43 @@ class AdeMasks(Masks):
 
 
 class FolderMasks(Masks):
-    """Images in `images`, PNGs of the same stems in `masks`, names in `classes.txt`.
+    """Images in `images`, PNGs of the same stems in `masks`, and names in `classes.txt`, if there is one.
 
     Lines of `classes.txt` are names, of the indices from 0 on, or "red green blue name" for masks of colors. Pixels of
-    a class named void, and index 255, are ignored; void is no class, and the others are counted without it. Images
-    without a mask are left out.
+    a class named void, and index 255, are ignored; void is no class, and the others are counted without it. Without
+    `classes.txt` the indices of gray or palette PNGs are the classes, as many as the largest one below 255 in all of
+    `masks` tells, named "0", "1" and so on. Images without a mask are left out.
 
     Args:
-        folder: holds the three.
+        folder: holds them.
         split: None for all; "train" or "val" for the stems in `train.txt` or `val.txt`, or without these for a share
             of all, drawn.
         share: of the images that train.
         seed: of the draw.
+        like: another part of the folder, whose classes are taken rather than found once more.
+
+    Attributes:
+        encoding: what the masks' pixels mean.
 
     Raises:
-        ValueError: if files are missing, `classes.txt` cannot be understood, or the share leaves a split empty.
+        ValueError: if files are missing, `classes.txt` cannot be understood, masks cannot do without it, or the share
+            leaves a split empty.
     """
 
-    def __init__(self, folder: Path, split: Split | None = None, *, share: float = 0.5, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split | None = None,
+        *,
+        share: float = 0.5,
+        seed: int = 0,
+        like: FolderMasks | None = None,
+    ) -> None:
         folder = Path(folder)
         if not _is_folder_of_masks(folder):
             _not_found(folder)
-        classes, encoding = read_classes(folder / "classes.txt")
         images, masks = _by_stem(folder / "images", SUFFIXES), _by_stem(folder / "masks", (".png",))
+        classes, encoding = (like.classes, like.encoding) if like else _classes_of(folder, masks.values())
         stems = list(masks)
         if split is not None:
             stems = _stems_of(folder, stems, _checked(split), share, seed)
@@ -177,6 +192,7 @@ class FolderMasks(Masks):
             for stem in stems
         ]
         super().__init__(classes, samples, folder)
+        self.encoding: Encoding = encoding
 
 
 def open_masks(folder: Path, *, share: float = 0.5, seed: int = 0) -> tuple[Masks, Masks]:
@@ -194,8 +210,8 @@ def open_masks(folder: Path, *, share: float = 0.5, seed: int = 0) -> tuple[Mask
         return VocMasks(folder, "train"), VocMasks(folder, "val")
     if _root_of_ade(folder):
         return AdeMasks(folder, "train"), AdeMasks(folder, "val")
-    train, val = (FolderMasks(folder, split, share=share, seed=seed) for split in SPLITS)
-    return train, val
+    train = FolderMasks(folder, "train", share=share, seed=seed)
+    return train, FolderMasks(folder, "val", share=share, seed=seed, like=train)
 
 
 def _root_of_voc(folder: Path) -> Path | None:
@@ -231,6 +247,12 @@ def _ade_classes(root: Path) -> list[str]:
     if len(names) != ADE_CLASSES:
         raise ValueError(f"{table} has {len(names)} classes after its first line, ADE20k has {ADE_CLASSES}")
     return names
+
+
+def _classes_of(folder: Path, masks: Iterable[Path]) -> tuple[list[str], Encoding]:
+    """Read the classes, or find them in the masks; raise ValueError where there are none to be had."""
+    path = folder / "classes.txt"
+    return read_classes(path) if path.is_file() else found_classes(masks)
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

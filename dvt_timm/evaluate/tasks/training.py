@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from ..._util.errors import RunError
 from ..._util.files import replacing
+from ..._util.team import Team
+from ..._util.threads import made_ahead
 from ..rows import PLAIN, PROJECTION, Features, Rows
 from ..segmentation_probe import pad_to_patches
 
@@ -116,8 +119,9 @@ def train_probes(
     bar = tqdm(
         range(first, config.steps), "training", initial=first, total=config.steps, disable=None if progress else True
     )
-    for step in bar:
-        features, target = _batch(rows, stream, step, config.batch_size)
+    batches = stream.batches(first, config.steps, config.batch_size, rows.team)
+    for step, (pixels, part) in zip(bar, batches, strict=True):
+        features, target = _joined(rows, pixels, part)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
         optimizer.zero_grad(set_to_none=True)
@@ -145,10 +149,9 @@ def _settings(rows: Rows) -> dict[str, Any]:
     return {key: value for key, value in rows.settings.items() if key != f"SHA-256 of {PROJECTION}"}
 
 
-def _batch(rows: Rows, stream: _Stream, step: int, size: int) -> tuple[dict[str, Features], Tensor]:
-    """Give the features of a step's samples and their targets [B, ...], where the model is."""
-    team, part = rows.team, size // rows.team.size
-    pixels, target = stream.samples(step * size + team.rank * part, part)
+def _joined(rows: Rows, pixels: Tensor, target: Tensor) -> tuple[dict[str, Features], Tensor]:
+    """Give the features of a step's samples and their targets [B, ...], where the model is, of all processes' parts."""
+    team = rows.team
     padded, _ = pad_to_patches(pixels, rows.model.patch_embed.patch_size)
     features = {
         name: Features(team.concatenate(of.map), None if of.class_token is None else team.concatenate(of.class_token))
@@ -203,11 +206,14 @@ class _Stream:
         self.sample, self.count, self.seed, self.skipped = sample, count, seed, skipped
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
-    def samples(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Read the samples at positions, counted over all steps."""
-        pairs = [self._read(first + i) for i in range(count)]
-        pixels, targets = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        return pixels, targets
+    def batches(self, first: int, last: int, size: int, team: Team) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read this process's samples of steps; threads read those of the next two while one is in use."""
+        part = size // team.size
+        mine = (step * size + team.rank * part + i for step in range(first, last) for i in range(part))
+        samples = made_ahead(self._read, mine, threads=None, most=2 * part)
+        while batch := list(islice(samples, part)):
+            pixels, targets = (torch.stack(parts) for parts in zip(*batch, strict=True))
+            yield pixels, targets
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         for turn in range(TRIES):

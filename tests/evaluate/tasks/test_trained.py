@@ -107,6 +107,19 @@ def test_a_run_that_was_stopped_ends_the_same(tmp_path: Path, monkeypatch: pytes
         linear_segmentation(colors_seen(), train, test, config=FEW, folder=tmp_path / "run")
 
 
+def test_samples_that_threads_read_are_those_of_their_steps() -> None:
+    def sample(index: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([index]), torch.rand(2, generator=generator)
+
+    stream = training._Stream(sample, count=5, seed=1, skipped={})
+    found = list(stream.batches(2, 9, 3, Alone()))
+    assert len(found) == 7
+    for step, batch in enumerate(found, start=2):
+        alone = [stream._read(3 * step + i) for i in range(3)]
+        for part, of_each in zip(batch, zip(*alone, strict=True), strict=True):
+            assert torch.equal(part, torch.stack(of_each))
+
+
 def test_images_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = masks(tmp_path / "train"), masks(tmp_path / "test", 3)
     train[2].image.write_text("no image")
@@ -136,10 +149,10 @@ class Half(Alone):
 
 
 def test_processes_share_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, losses = training._Stream.samples, []
-    taken: list[tuple[int, int]] = []
+    read, losses = training._Stream._read, []
+    taken: set[int] = set()
     monkeypatch.setattr(
-        training._Stream, "samples", lambda self, first, count: (taken.append((first, count)), read(self, 0, count))[1]
+        training._Stream, "_read", lambda self, position: (taken.add(position), read(self, position % 2))[1]
     )
     train = masks(tmp_path / "train")
     for team, size in ((Alone(), 2), (Half(), 4)):
@@ -155,8 +168,9 @@ def test_processes_share_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             return losses[-1]
 
         config = SegmentationConfig(steps=3, batch_size=size, lr=0.05)
+        taken.clear()
         training.train_probes(rows, heads, loss, sample, ["0", "1", "2", "3"], config, task="colors")
-    assert taken == [(0, 2), (2, 2), (4, 2), (0, 2), (4, 2), (8, 2)]
+        assert taken == ({0, 1, 2, 3, 4, 5} if size == 2 else {0, 1, 4, 5, 8, 9})  # of two processes, the first one's
     # A batch has the same mean and moments if all is twice in it; AdamW makes more of roundings.
     torch.testing.assert_close(losses[:3], losses[3:], rtol=5e-3, atol=0)
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple of 2, the processes that share it"):

@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 from planting import Blind, seeing
 
-from dvt_timm._util.images import pixels_of
 from dvt_timm._util.team import Alone
 from dvt_timm.evaluate import DepthConfig, Rows, SegmentationConfig, depth, linear_segmentation
 from dvt_timm.evaluate.data import Frame, Labeled
 from dvt_timm.evaluate.data.encoding import Encoding
 from dvt_timm.evaluate.rows import Features
-from dvt_timm.evaluate.segmentation_probe import SegmentationHead, segmentation_loss
 from dvt_timm.evaluate.tasks import training
 from dvt_timm.offline import RunError
 
@@ -137,42 +135,29 @@ def test_images_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         linear_segmentation(colors_seen(), masks(tmp_path / "train"), Listed(), config=SegmentationConfig(1, 1))
 
 
-class Half(Alone):
-    """One of two processes that train, the second one a copy of the first, so that a batch has all samples twice."""
+class Second(Alone):
+    """The second of two processes, of which the first has the same."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.size = 2
+        self.rank, self.size = 1, 2
 
     def concatenate(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor, tensor])
 
 
-def test_processes_share_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, losses = training._Stream._read, []
-    taken: set[int] = set()
-    monkeypatch.setattr(
-        training._Stream, "_read", lambda self, position: (taken.add(position), read(self, position % 2))[1]
-    )
+def test_processes_share_a_batch(tmp_path: Path) -> None:
+    images = torch.rand(24, 3, 64, 80, generator=torch.Generator().manual_seed(0))
+    stream = training._Stream(lambda i, generator: (images[i], torch.tensor(i)), 24, 0, {})
+    order = torch.tensor(stream._shuffled(0))
+    rows = Rows(seeing(img_size=64), team=Second())
+    ((pixels, part),) = stream.batches(3, 4, 4, rows.team)
+    features, target = training._joined(rows, pixels, part)
+    assert torch.equal(target, order[[14, 15, 14, 15]])  # the second half of the samples 12 to 15
+    for name, expected in rows.features(images[target]).items():
+        torch.testing.assert_close(features[name].map, expected.map)
+        torch.testing.assert_close(features[name].class_token, expected.class_token)
     train = masks(tmp_path / "train")
-    for team, size in ((Alone(), 2), (Half(), 4)):
-        rows = Rows(seeing(img_size=64), team=team)
-        heads = training.alike(rows, 0, lambda width: SegmentationHead(width, 2))
-
-        def sample(i: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            image, labels = train[i].read()
-            return pixels_of(image).permute(2, 0, 1).float() / 255, torch.from_numpy(labels).long()
-
-        def loss(head: Any, features: Features, target: torch.Tensor, step: int) -> torch.Tensor:
-            losses.append(segmentation_loss(head(features.map), target))
-            return losses[-1]
-
-        config = SegmentationConfig(steps=3, batch_size=size, lr=0.05)
-        taken.clear()
-        training.train_probes(rows, heads, loss, sample, ["0", "1", "2", "3"], config, task="colors")
-        assert taken == ({0, 1, 2, 3, 4, 5} if size == 2 else {0, 1, 4, 5, 8, 9})  # of two processes, the first one's
-    # A batch has the same mean and moments if all is twice in it; AdamW makes more of roundings.
-    torch.testing.assert_close(losses[:3], losses[3:], rtol=5e-3, atol=0)
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple of 2, the processes that share it"):
         linear_segmentation(rows, train, train, config=SegmentationConfig(steps=1, batch_size=3))
 

@@ -20,6 +20,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import evaluate, offline, train, viz
+    from ._util.images import large_images
     from .attach import undenoise
     from .averaged import AveragedEva, AveragedVisionTransformer
     from .checkpoints.heads import load_head, save_head
@@ -46,6 +47,7 @@ __all__ = [
     "denoise",
     "evaluate",
     "feature_maps",
+    "large_images",
     "list_variants",
     "load_head",
     "offline",
@@ -70,6 +72,7 @@ _PLACES = {  # public name -> the module that has it
     "convert_checkpoint": "checkpoints.published",
     "denoise": "factory",
     "feature_maps": "features",
+    "large_images": "_util.images",
     "list_variants": "names",
     "load_head": "checkpoints.heads",
     "preprocess": "features",

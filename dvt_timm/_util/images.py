@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.WebPImagePlugin import WebPImageFile
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from .files import replacing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of them
-# what Pillow raises
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
+HEAD = 16  # bytes that tell the kind of an image
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {  # its values, and what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_ASPECT = 20  # of an image's sides: beyond it, the longer one makes more patches than attention can take
+MOST_LARGE = 1 << 29  # pixels of what `large_images` lets through: some 5 GB of memory
+OURS = ("Software", "dvt-timm")  # of the text in a PNG: it is a picture that this package has drawn
+MARK = b"tEXt" + "\0".join(OURS).encode()  # the same in the first bytes of the file
+
+_large: ContextVar[bool] = ContextVar("large_images", default=False)
 
 
 class ImageError(ValueError):
@@ -74,15 +95,81 @@ def read_image(path: Path) -> Image.Image:
     """Read a JPEG, PNG or WebP as RGB, upright as its EXIF orientation says.
 
     Raises:
-        ImageError: if it is missing, none of these, or damaged.
+        ImageError: if it is missing, none of these, damaged, or has too many pixels (`large_images`).
     """
+    return _decoded(_bytes_of(path), path)
+
+
+def read_hashed(path: Path) -> tuple[Image.Image, str]:
+    """Read an image as `read_image` does, and give the SHA-256 of the very bytes that it was read from.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    data = _bytes_of(path)
+    return _decoded(data, path), hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def large_images() -> Iterator[None]:
+    """Read images of up to 2**29 pixels in this context, rather than of as many as Pillow takes for harmless.
+
+    A small file can claim any number of pixels, and take gigabytes of memory: for images of which that is no surprise.
+    """
+    token = _large.set(True)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        yield
+    finally:
+        _large.reset(token)
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Read an image file; of any other, such as a device that has no end, its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            return head if _reader_of(head) is None else head + file.read()
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name with NUL in it
+        raise ImageError(f"{path}: {reason_of(error)}") from error
+
+
+def _decoded(data: bytes, path: Path) -> Image.Image:
+    reader = _reader_of(data)
+    if reader is None:
+        raise ImageError(f"{path}: not a JPEG, PNG or WebP image")
+    try:
+        with reader(BytesIO(data)) as image:
+            _check_pixels(path, image)
             return upright_rgb(image)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a JPEG, PNG or WebP image") from error
-    except UNREADABLE as error:
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise what they happen to meet in a damaged file, of any class
+        raise ImageError(f"{path}: {reason_of(error)}") from error
+
+
+def _reader_of(data: bytes) -> type[ImageFile] | None:
+    """Choose Pillow's class of a kind of files by their first bytes; `Image.open` would look at its own limit."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    return WebPImageFile if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+
+
+def _check_pixels(path: Path, image: Image.Image) -> None:
+    """Raise ImageError if an image that is not decoded yet has more pixels than one may."""
+    lifted = _large.get() or Image.MAX_IMAGE_PIXELS is None
+    most = MOST_LARGE if lifted else 2 * Image.MAX_IMAGE_PIXELS  # where Pillow takes it for an attack
+    if image.width * image.height > most:
+        way_out = "" if lifted else ", or read it within dvt_timm.large_images() (--large-images)"
+        raise ImageError(
+            f"{path}: {image.height} x {image.width} pixels, more than {most:,} in all; make it smaller{way_out}"
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a file cannot be read, without its name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def as_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
@@ -106,11 +193,23 @@ def as_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, turned as its EXIF orientation says."""
-    upright = ImageOps.exif_transpose(image)
+    """Convert an image of any mode to RGB, turned as its EXIF orientation says; it says nothing of that any more."""
+    image.load()
+    turn = _turn_of(image)
+    upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
         upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
-    return upright.convert("RGB")
+    rgb = upright.convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Read from the orientation alone what makes an image upright: other tags may hold anything."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # of any class, as above; the pixels could be read, and are left as they lie
+        return None
 
 
 def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
@@ -129,19 +228,25 @@ def check_aspect(path: Path, image: Image.Image) -> None:
 
 
 def save_picture(pixels: NDArray[np.uint8], target: Path) -> None:
-    """Write [H, W, 3] as an image file, whole or not at all; its folder is made if need be.
+    """Write [H, W, 3] as a PNG that says whose it is, whole or not at all; its folder is made if need be.
 
     Raises:
         OSError: if it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    ours = PngInfo()
+    ours.add_text(*OURS)
     with replacing(target) as scratch:
-        Image.fromarray(pixels).save(scratch)
+        Image.fromarray(pixels).save(scratch, pnginfo=ours)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """List the JPEG, PNG and WebP files in a folder and below it, in sorted order."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def is_ours(path: Path) -> bool:
+    """Whether a file is a picture that `save_picture` has written; of one that cannot be read nobody knows."""
+    try:
+        with path.open("rb") as file:
+            return MARK in file.read(128)
+    except OSError:
+        return False
 
 
 def printable(path: str | Path) -> str:

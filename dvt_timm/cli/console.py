@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -40,6 +41,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", dest="weights", help=argparse.SUPPRESS)  # its name up to version 0.1
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
+
+
+def add_large_images(parser: argparse.ArgumentParser) -> None:
+    """Add --large-images, which `reading` obeys."""
+    parser.add_argument(
+        "--large-images", action="store_true", help="read images of up to 537 megapixels (default: 178)"
+    )
+
+
+def reading(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """Let a command read large images if it may."""
+    if not getattr(arguments, "large_images", False):
+        return nullcontext()
+    from .._util.images import large_images
+
+    return large_images()
 
 
 def one_line(message: object) -> str:

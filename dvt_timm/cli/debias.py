@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, Commands, add_model_arguments, positive, quiet_hub, report
+from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="pixels of the shorter side, rounded to whole patches (default: the model's)",
     )
+    add_large_images(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,25 +53,23 @@ def run(arguments: argparse.Namespace) -> int:
     from ..names import name_of
     from ..offline.run import own_weights_sha256
     from ..projection import PositionProjection
-    from .inputs import find_listed
+    from .inputs import images_of
     from .models import load_model
 
     quiet_hub()
-    missing, targets = find_listed(arguments.paths, arguments.out)
-    for path in missing:
-        report(f"skipped {path}: not found")
+    images, missing = images_of(arguments.paths, arguments.out)
     model = load_model(arguments.model, arguments.weights, arguments.device)
     if arguments.rank >= model.embed_dim:
         raise CommandError(f"--rank must be below {model.embed_dim}, the channels of {arguments.model}")
     skipped: list[str] = []
-    projection = PositionProjection.fit(_maps(model, list(targets), arguments.size, skipped), arguments.rank)
+    projection = PositionProjection.fit(_maps(model, images, arguments.size, skipped), arguments.rank)
     save_head(projection, arguments.out, base=name_of(model), base_sha256=own_weights_sha256(model))
-    count, failed = len(targets) - len(skipped), len(skipped) + len(missing)
+    count, failed = len(images) - len(skipped), len(skipped) + missing
     if count < FEW:
         report(f"{count} photos are few: dimensions of their content go as well; take a hundred or more")
     print(f"{arguments.out}: {arguments.rank} of {model.embed_dim} dimensions, found on {count} photos")
     if failed:
-        print(f"dvt-timm: {failed} of {len(targets) + len(missing)} inputs skipped", file=sys.stderr)
+        print(f"dvt-timm: {failed} of {len(images) + missing} inputs skipped", file=sys.stderr)
     return 1 if failed else 0
 
 

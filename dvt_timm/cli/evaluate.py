@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import CommandError, Commands, add_model_arguments, positive, quiet_hub, report
+from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
 from .tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add(commands: Commands) -> None:
         _add_rows(sub)
         _add_numbers(sub, task)
         task.options(sub)
+        add_large_images(sub)
         sub.set_defaults(run=run, check=_check, task=task)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import CommandError, Commands, add_model_arguments, positive, quiet_hub, report
+from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
 
 if TYPE_CHECKING:
     from .results import Recipe
@@ -49,25 +49,25 @@ def add(commands: Commands) -> None:
         metavar="ROW,COLUMN",
         help="what the similarity map compares with, counted from 0,0 at the top left (default: the center)",
     )
+    add_large_images(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Process every image of the command line."""
-    from .inputs import existing, find_images, no_images
+    from .inputs import find_images, report_missing
     from .models import load_model
     from .results import Recipe
 
     quiet_hub()
-    paths = existing(arguments.paths)
-    images = find_images(paths, arguments.out)
-    if not images:
-        raise no_images(arguments.paths)
+    found = find_images(arguments.paths, arguments.out)
+    report_missing(found)
+    images = found.targets
     _make_folder(arguments.out)
     model = load_model(arguments.model, arguments.weights, arguments.device, arguments.positions)
     recipe = Recipe(model, arguments.weights, arguments.size, arguments.patch)
     skipped, kept = _extract_all(recipe, images)
-    missing = len(arguments.paths) - len(paths)
+    missing = len(found.missing) + len(found.unreadable)
     if kept:
         print(f"dvt-timm: {kept} of {len(images)} images were done before and are left as they are", file=sys.stderr)
     if skipped + missing:

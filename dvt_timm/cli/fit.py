@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import stage1
-from .console import CommandError, Commands, add_model_arguments, quiet_hub, report
+from .console import CommandError, Commands, add_large_images, add_model_arguments, quiet_hub, report
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="decides which views are drawn (default: %(default)s)"
     )
+    add_large_images(parser)
     stage1.add_options(parser)
     parser.set_defaults(run=run, check=stage1.check)
 
@@ -56,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_hub()
     team = Team(arguments.device)
-    missing, targets = find_listed(arguments.paths, arguments.out / PANELS)
+    found = find_listed(arguments.paths, arguments.out / PANELS)
+    missing, targets = found.missing, found.targets
     model = load_model(arguments.model, arguments.weights, arguments.device or team.device)
     failures = fit_store(
         stage1.fitter_of(model, arguments, progress=len(targets) == 1),
@@ -72,9 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     if team.rank != 0:
         return 0  # another status than the first one's would end that before it is done
     print(f"{arguments.out}: {len(open_store(arguments.out))} images")
-    if failures:
-        print(f"dvt-timm: {len(failures)} of {len(targets) + len(missing)} inputs skipped", file=sys.stderr)
-    return 1 if failures else 0
+    skipped = len(failures) + len(found.unreadable)
+    if skipped:
+        named = len(targets) + len(missing) + len(found.unreadable)
+        print(f"dvt-timm: {skipped} of {named} inputs skipped", file=sys.stderr)
+    return 1 if skipped else 0
 
 
 def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:

@@ -2,66 +2,69 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .._util.images import images_in, printable
+from .._util.folders import Survey, survey
+from .._util.images import printable
 from .console import CommandError, report
 
 LIST = ".txt"  # suffix of lists of images
 
 
-def existing(paths: Iterable[Path]) -> list[Path]:
-    """Leave out the paths that do not exist, and report them."""
-    found = []
-    for path in paths:
-        if os.path.exists(path):  # False, too, where the name is too long for a file
-            found.append(path)
-        else:
-            report(f"skipped {path}: not found")
-    return found
+@dataclass
+class Found:
+    """What a command line names.
+
+    Attributes:
+        targets: image -> path of its results without a suffix, each image once.
+        missing: what does not exist.
+        unreadable: folder that cannot be searched, or not whole -> why; they are reported.
+    """
+
+    targets: dict[Path, Path] = field(default_factory=dict)
+    missing: list[Path] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
 
 
-def images_of(paths: list[Path], out: Path) -> list[Path]:
+def images_of(paths: list[Path], out: Path) -> tuple[list[Path], int]:
     """Find the images at files, in folders and in lists; those below the folder of results are left aside.
 
+    Returns:
+        The images, and how many inputs are missing or cannot be searched, which are reported.
+
     Raises:
-        CommandError: if there is none, or something that is named does not exist.
+        CommandError: if there is no image.
     """
-    missing, targets = find_listed(paths, out)
-    if missing:
-        raise CommandError(f"{len(missing)} of the images named do not exist, first {missing[0]}; name others")
-    return list(targets)
+    found = find_listed(paths, out)
+    report_missing(found)
+    return list(found.targets), len(found.missing) + len(found.unreadable)
 
 
-def find_listed(paths: list[Path], out: Path) -> tuple[list[Path], dict[Path, Path]]:
+def report_missing(found: Found) -> None:
+    """Report what is named and does not exist."""
+    for path in found.missing:
+        _report(f"skipped {path}: not found")
+
+
+def find_listed(paths: list[Path], out: Path) -> Found:
     """Find the images at files, in folders and in lists.
 
     Args:
         paths: files, folders, and `.txt` lists of either: a path a line, relative to the list.
         out: folder of the results.
 
-    Returns:
-        What is named and does not exist; and each image in the rest, with the path of its results without a suffix.
-
     Raises:
         CommandError: if there is no image.
     """
-    given = {image: os.path.exists(image) for path in paths for image in _listed(path)}
-    targets = find_images([path for path, exists in given.items() if exists], out)
-    if not targets:
-        raise no_images(paths)
-    return [path for path, exists in given.items() if not exists], targets
+    return find_images([image for path in paths for image in _listed(path)], out, given=paths)
 
 
-def no_images(paths: list[Path]) -> CommandError:
-    """Make the error of a command line that names no image."""
-    given = ", ".join(str(path) for path in paths)
-    return CommandError(f"no image in {given}; give JPEG, PNG or WebP files, or folders that hold some")
-
-
-def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
+def find_images(paths: Iterable[Path], out: Path, given: list[Path] | None = None) -> Found:
     """Find the images at files and in folders.
 
     Folders are searched recursively, in sorted order, for JPEG, PNG and WebP files, `out` itself left aside. A result
@@ -69,27 +72,68 @@ def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
     the later one gets a number. A PNG without a safetensors file beside it is an image, no result of an earlier run.
 
     Args:
-        paths: existing files and folders.
+        paths: files and folders.
         out: folder of the results.
-
-    Returns:
-        Image -> path of its results without a suffix, each image once.
+        given: what the command line names instead of them.
 
     Raises:
-        CommandError: if `out` is one of the folders: its panels would be taken for images.
+        CommandError: if there is no image; if `out` is one of the folders, whose panels would lie among the images.
     """
-    found: dict[Path, Path] = {}  # resolved image -> name relative to out
+    found, aside = Found(), Counter[str]()
+    stems: dict[Path, Path] = {}  # resolved image -> name relative to out
     shown: dict[Path, Path] = {}  # resolved image -> path as given
-    for path in paths:
-        if path.is_dir() and path.resolve() == out.resolve():
-            raise CommandError(f"{out} is a folder of images and the folder of the results; choose another --out")
-        for image in _images_in(path, out) if path.is_dir() else [path]:
-            relative = image.relative_to(path) if path.is_dir() else Path(image.name)
+    for path in dict.fromkeys(paths):
+        if not os.path.exists(path):  # False, too, where the name is too long for a file
+            found.missing.append(path)
+            continue
+        inside = _survey(path, out)
+        found.unreadable |= inside.unreadable
+        aside += inside.aside
+        for image in inside.images:
+            relative = Path(image.name) if image == path else image.relative_to(path)
             stem = relative.stem if relative.stem.strip(".") else "image"
-            found.setdefault(image.resolve(), Path(printable(relative.parent / stem)))
+            stems.setdefault(image.resolve(), Path(printable(relative.parent / stem)))
             shown.setdefault(image.resolve(), image)
-    stems = _distinct(found, out)
-    return {shown[image]: out / stems[image] for image in found}
+    _report_folders(found, aside)
+    if not stems:
+        raise _no_images(list(paths) if given is None else given, found.missing)
+    names = _distinct(stems, out)
+    found.targets = {shown[image]: out / names[image] for image in stems}
+    return found
+
+
+def _survey(path: Path, out: Path) -> Survey:
+    """Look into a folder; a file is what it is named as."""
+    if not path.is_dir():
+        return Survey([path])
+    if path.resolve() == out.resolve():
+        raise CommandError(f"{out} is a folder of images and the folder of the results; choose another --out")
+    return survey(path, apart=out)
+
+
+def _report_folders(found: Found, aside: Counter[str]) -> None:
+    for path, reason in found.unreadable.items():
+        _report(f"skipped {path}: {reason}")
+    if aside:
+        counts = ", ".join(f"{count} {kind}" for kind, count in aside.most_common())
+        _report(f"left aside: {counts}; JPEG, PNG and WebP files are read")
+
+
+def _report(message: str) -> None:
+    """Report a line in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        report(message)
+
+
+def _no_images(given: list[Path], missing: list[Path]) -> CommandError:
+    """Make the error of a command line that names no image."""
+    listed = [path for path in missing if path not in given]
+    where = ", ".join(str(path) for path in given)
+    if listed:
+        return CommandError(
+            f"no image in {where}: {listed[0]} not found; a list is in UTF-8, its paths are relative to its folder"
+        )
+    return CommandError(f"no image in {where}; give JPEG, PNG or WebP files, or folders that hold some")
 
 
 def _listed(path: Path) -> list[Path]:
@@ -97,15 +141,26 @@ def _listed(path: Path) -> list[Path]:
     if path.suffix.lower() != LIST or not path.is_file():
         return [path]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        names = _names_in(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot read the list {path}: {error}") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    return [path.parent / os.fsdecode(name) for name in names]
 
 
-def _images_in(folder: Path, out: Path) -> list[Path]:
-    inner = folder.resolve() in out.resolve().parents
-    return [path for path in images_in(folder) if not (inner and out.resolve() in path.resolve().parents)]
+def _names_in(data: bytes) -> list[bytes]:
+    """Take a list apart, at its lines or where `find -print0` ends a name; as bytes, which is what names are.
+
+    Raises:
+        ValueError: if it is damaged UTF-16, or UTF-16 without a mark.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16").encode()
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if b"\0" not in data:
+        return [name for line in data.splitlines() if (name := line.strip())]
+    if not any(data[::2]) or not any(data[1::2]):
+        raise ValueError("it looks like UTF-16; save it as UTF-8")
+    return [name for name in data.split(b"\0") if name]
 
 
 def _distinct(stems: dict[Path, Path], out: Path) -> dict[Path, Path]:

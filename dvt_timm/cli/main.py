@@ -12,7 +12,7 @@ import dvt_timm
 
 from .._version import __version__
 from . import convert, debias, distill, evaluate, features, fit, list, push, train, weights
-from .console import CommandError, one_line, speaks
+from .console import CommandError, one_line, reading, speaks
 
 COMMANDS = (features, fit, train, distill, evaluate, debias, list, convert, push, weights)
 EXPECTED = (CommandError, OSError, ValueError, RuntimeError, ImportError)  # what the library says in a line
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.check(arguments)
             if arguments.needs_timm:
                 dvt_timm._register()
-            status: int = arguments.run(arguments)
+            with reading(arguments):
+                status: int = arguments.run(arguments)
         except KeyboardInterrupt:
             if speaks():
                 print("dvt-timm: interrupted; run the same again", file=sys.stderr)

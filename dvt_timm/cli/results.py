@@ -23,7 +23,7 @@ from .._util.images import (
     check_aspect,
     preprocessing_of,
     printable,
-    read_image,
+    read_hashed,
     save_picture,
 )
 from .._util.tensors import save_tensors
@@ -61,7 +61,7 @@ class Recipe:
         try:
             with safe_open(maps, framework="pt") as file:
                 stored = file.metadata() or {}
-            made_of = {**self.metadata, **_file_metadata(path)}
+            made_of = {**self.metadata, **_file_metadata(path, sha256_of(path))}
         except (OSError, SafetensorError):
             return False
         return {key: value for key, value in stored.items() if key not in MEASURED} == made_of
@@ -77,7 +77,7 @@ class Recipe:
                 its features are not finite.
             CommandError: if the results cannot be written.
         """
-        original = read_image(path)
+        original, sha256 = read_hashed(path)
         check_aspect(path, original)
         try:
             image = self.preprocessing.resize(original)
@@ -89,7 +89,7 @@ class Recipe:
         if not all(torch.isfinite(features).all() for features in maps.values()):
             raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
         panel = viz.feature_panel(np.asarray(image), maps, patch=self.patch)
-        described = {**self.metadata, **_file_metadata(path), **_measured(original, image, maps)}
+        described = {**self.metadata, **_file_metadata(path, sha256), **_measured(original, image, maps)}
         try:
             return _write(target, maps, described, panel)
         except (OSError, SafetensorError) as error:
@@ -162,8 +162,8 @@ def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | Non
     }
 
 
-def _file_metadata(path: Path) -> dict[str, str]:
-    return {"image": printable(path.name), "image_sha256": sha256_of(path)}
+def _file_metadata(path: Path, sha256: str) -> dict[str, str]:
+    return {"image": printable(path.name), "image_sha256": sha256}
 
 
 def _measured(original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:

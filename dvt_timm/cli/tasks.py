@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import positive
+from .console import CommandError, positive
 
 if TYPE_CHECKING:
     from ..evaluate.report import Report
@@ -46,7 +46,9 @@ def _open_photos(arguments: Arguments) -> list[Path]:
     from ..evaluate.tasks.correspondence import spread_over
     from .inputs import images_of
 
-    found = images_of(arguments.data, arguments.out)
+    found, skipped = images_of(arguments.data, arguments.out)
+    if skipped:
+        raise CommandError(f"{skipped} of the inputs named cannot be had; name others")
     return [found[i] for i in spread_over(len(found), arguments.limit)]
 
 

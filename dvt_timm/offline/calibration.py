@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .._util.errors import RunError
 from .._util.files import remove_scratch
-from .._util.images import check_aspect, read_image
+from .._util.images import check_aspect, read_hashed
 from .._util.team import Team
 from .._util.tensors import save_tensors
 from .fit import ImageFitter
@@ -137,7 +137,7 @@ def _find(
     team.wait()
     mine = team.part(sorted(images, key=lambda image: image[1]))
     wanted = len(team.part(range(num_images)))
-    found = (None for path, sha256 in mine if _keep(free, path, parts / f"{sha256}.safetensors"))
+    found = (None for path, sha256 in mine if _keep(free, path, sha256, parts))
     bar = tqdm(total=wanted, desc="calibrating", unit="image", disable=None if progress else True)
     for _ in islice(found, wanted):
         bar.update()
@@ -155,12 +155,15 @@ def _find(
         _save(folder / ARTIFACT, torch.stack([_load(file) for file in files]).mean(dim=0), images=str(len(files)))
 
 
-def _keep(free: ImageFitter, path: Path, target: Path) -> bool:
-    """Write an image's artifact, unless it is there; False if it cannot be had."""
+def _keep(free: ImageFitter, path: Path, sha256: str, parts: Path) -> bool:
+    """Write an image's artifact, unless it is there; False if it cannot be had, or the image has been replaced."""
+    target = parts / f"{sha256}.safetensors"
     if target.exists():
         return True
     try:
-        image = read_image(path)
+        image, read = read_hashed(path)
+        if read != sha256:
+            return False
         check_aspect(path, image)
         artifact = free(image).artifact
     except UNFIT:

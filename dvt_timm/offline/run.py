@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .._util.errors import RunError
 from .._util.files import WEIGHTS_NAME, sha256_of
-from .._util.images import ImageError, check_aspect, printable, read_image
+from .._util.images import ImageError, check_aspect, printable, read_hashed, reason_of
 from .._util.team import Team
 from ..manifest import published_variants
 from ..names import name_of
@@ -177,8 +177,8 @@ def unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], N
     for path in images:
         try:
             sha256 = sha256_of(path)
-        except OSError as error:
-            skip(path, f"{path}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}")
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL in it
+            skip(path, f"{path}: {'not found' if isinstance(error, FileNotFoundError) else reason_of(error)}")
             continue
         if sha256 not in done:
             todo.setdefault(sha256, path)
@@ -186,7 +186,9 @@ def unique(images: Iterable[Path], done: set[str], skip: Callable[[Path, str], N
 
 
 def _decompose(fitter: ImageFitter, path: Path, sha256: str) -> tuple[Image.Image, Decomposition, ViewPairs]:
-    picture = read_image(path)
+    picture, read = read_hashed(path)
+    if read != sha256:
+        raise ImageError(f"{path}: replaced since the run began; run the same again")
     check_aspect(path, picture)
     try:
         return picture, *fitter.with_pairs(picture, seed_of(sha256))

@@ -108,6 +108,7 @@ class FeatureStore:
         return Path(self.entries[i].image)
 
     def _read(self, i: int, part: str, row: int | None = None) -> Tensor:
+        check_index(i)
         if not self.entries[i].file.exists():  # a run that is going on has put it into a shard
             now = {entry.sha256: entry for entry in _entries_in(self.folder)}
             self.entries = [now.get(entry.sha256, entry) for entry in self.entries]
@@ -123,6 +124,12 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
+
+
+def check_index(i: Any) -> None:
+    """Raise TypeError unless i is the number of one image."""
+    if not hasattr(i, "__index__"):
+        raise TypeError(f"images are read one at a time, got {i!r}; give a whole number")
 
 
 def check_pair(k: int, num_pairs: int) -> None:

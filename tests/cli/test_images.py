@@ -11,7 +11,7 @@ import timm
 import torch
 from command import picture, saved
 from helpers import DEMO
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dvt_timm._util import images
 
@@ -70,16 +70,20 @@ def test_other_formats_are_not_read(tmp_path: Path) -> None:
 
 def test_decompression_bomb_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(images.ImageError, match="decompression bomb"):
+    with pytest.raises(images.ImageError, match=r"60 x 90 pixels, more than 200 in all; .*\(--large-images\)$"):
         images.read_image(saved(tmp_path / "a.png"))
 
 
-def test_broken_metadata_of_a_photo_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (struct.error("unpack requires 12 bytes"), MemoryError()):
+def test_whatever_decoding_raises_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (struct.error("unpack requires 12 bytes"), MemoryError(), AttributeError("encode")):
 
-        def fail(image: Image.Image, error: Exception = error) -> None:
+        def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(ImageOps, "exif_transpose", fail)
-        with pytest.raises(images.ImageError):
-            images.read_image(saved(tmp_path / "a.png"))
+        with monkeypatch.context() as context:
+            context.setattr(images, "upright_rgb", fail)
+            with pytest.raises(images.ImageError, match=r"a.png: \S+"):
+                images.read_image(saved(tmp_path / "a.png"))
+        with monkeypatch.context() as context:
+            context.setattr(Image.Image, "getexif", fail)
+            assert images.read_image(tmp_path / "a.png").size == (90, 60)

@@ -21,7 +21,8 @@ from helpers import fitter, full_disk, photos
 from PIL import Image
 from planting import contents
 
-from dvt_timm.offline import LeastSquaresSolver, RunError, fit_store, open_store, store
+from dvt_timm._util.files import sha256_of
+from dvt_timm.offline import LeastSquaresSolver, RunError, fit_store, open_store, run, store
 
 KILLS = 5
 
@@ -54,6 +55,32 @@ def test_broken_images_are_skipped_and_recorded(tmp_path: Path) -> None:
     assert failures[str(gone)] == f"{gone}: not found"
     assert json.loads((tmp_path / "store/index.json").read_text())["skipped"] == failures
     assert len(open_store(tmp_path / "store")) == 2
+
+
+def test_an_image_that_is_replaced_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new features are never kept under the hash of its old bytes."""
+    paths, (new,) = photos(tmp_path / "photos", 3), photos(tmp_path / "new", 1, first=7)
+    read = run.read_hashed
+
+    def replacing(path: Path) -> Any:
+        if path == paths[1]:
+            paths[1].write_bytes(new.read_bytes())
+        return read(path)
+
+    monkeypatch.setattr(run, "read_hashed", replacing)
+    failures = fit_store(fitter(), paths, tmp_path / "store")
+    assert failures == {str(paths[1]): f"{paths[1]}: replaced since the run began; run the same again"}
+    assert fit_store(fitter(), paths, tmp_path / "store") == {}
+    stored = open_store(tmp_path / "store")
+    assert [entry.sha256 for entry in stored.entries] == [sha256_of(path) for path in paths]
+    torch.testing.assert_close(stored.raw(1), fitter().raw(new))
+
+
+def test_one_image_at_a_time(tmp_path: Path) -> None:
+    fit_store(fitter(), photos(tmp_path / "photos", 2), tmp_path / "store")
+    with pytest.raises(TypeError, match=r"images are read one at a time, got slice\(0, 2, None\); give a whole number"):
+        open_store(tmp_path / "store")[0:2]
+    assert open_store(tmp_path / "store")[np.int64(1)][0].shape == (4, 4, 64)
 
 
 def test_features_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def _names(sets: Path, split: str) -> list[str]:
         if not path.is_file():
             raise ValueError(f"no list of photos {path}; expected {LAYOUT}")
     # A class' own list has a second column that says whether the photo shows it.
-    return [line.split()[0] for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split()[0] for path in paths for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _of_xml(path: Path) -> Tensor:

@@ -77,7 +77,7 @@ class DavisVideos:
         path = lists[self.year]
         if not path.is_file():
             raise ValueError(f"no list of the videos of DAVIS {self.year} at {path}; expected {LAYOUT}")
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         parts = _by_folder(folder, lines) if self.year == "2017" else _by_line(folder, lines, path)
         self._videos = [Video(name, *_checked(frames, masks), self.year) for name, frames, masks in parts]
         if not self._videos:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from ..._util.images import UNREADABLE, ImageError
+from ..._util.images import ImageError, reason_of
 
 
 def read_list(path: Path) -> list[str]:
@@ -18,7 +18,7 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path} not found; it lists what belongs to the split, one a line")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8") from error
     if not any(lines):
@@ -57,8 +57,8 @@ def read_png(path: Path) -> Image.Image:
             return image.copy()
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not a PNG image") from error
-    except UNREADABLE as error:
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # decoders raise what they happen to meet, of any class
+        raise ImageError(f"{path}: {reason_of(error)}") from error
 
 
 def check_same_size(image: Path, labels: Path, size: tuple[int, int], shape: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ from .files import replacing
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
 HEAD = 16  # bytes that tell the kind of an image
 ORIENTATION = 0x0112  # EXIF's tag
-TURNS = {  # its values, and what makes the image upright
+TURNS: dict[Any, Image.Transpose] = {  # its values, and what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -158,10 +158,10 @@ def _reader_of(data: bytes) -> type[ImageFile] | None:
 
 def _check_pixels(path: Path, image: Image.Image) -> None:
     """Raise ImageError if an image that is not decoded yet has more pixels than one may."""
-    lifted = _large.get() or Image.MAX_IMAGE_PIXELS is None
-    most = MOST_LARGE if lifted else 2 * Image.MAX_IMAGE_PIXELS  # where Pillow takes it for an attack
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow takes twice as many for an attack
+    most = MOST_LARGE if _large.get() or limit is None else 2 * limit
     if image.width * image.height > most:
-        way_out = "" if lifted else ", or read it within dvt_timm.large_images() (--large-images)"
+        way_out = "" if most == MOST_LARGE else ", or read it within dvt_timm.large_images() (--large-images)"
         raise ImageError(
             f"{path}: {image.height} x {image.width} pixels, more than {most:,} in all; make it smaller{way_out}"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import stage1, training
-from .console import CommandError, Commands, positive, quiet_hub
+from .console import CommandError, Commands, add_large_images, positive, quiet_hub
 
 if TYPE_CHECKING:
     from ..head import DenoiserHead
@@ -23,7 +23,8 @@ def add(commands: Commands) -> None:
         "train",
         help="train a denoiser head",
         description="Stage 2: a head learns to predict clean features from raw ones. RUN gets what save_head writes, "
-        "for denoiser=RUN and `dvt-timm push RUN user/repo`. After an interruption, run the same again. On several "
+        "for denoiser=RUN and `dvt-timm push RUN user/repo`. After an interruption, run the same again. Exit status 1 "
+        "if an image had to be skipped. On several "
         "GPUs: accelerate launch -m dvt_timm train ...",
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -41,6 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--num-blocks", type=positive, default=1, metavar="N", help="transformer blocks of a new head (default: 1)"
     )
+    add_large_images(parser)
     training.add_options(parser, PRESETS)
     stage1.add_options(parser)
     defaults = {name: parser.get_default(name) for name in (*stage1.OPTIONS, "num_blocks")}
@@ -51,11 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train a head, on a store or on images."""
     quiet_hub()
     with training.explained():
-        if arguments.online:
-            _train_online(arguments)
-        else:
-            _train_on_store(arguments)
-    return 0
+        return _train_online(arguments) if arguments.online else _train_on_store(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -75,28 +73,30 @@ def _check(arguments: argparse.Namespace) -> None:
     stage1.check(arguments)
 
 
-def _train_on_store(arguments: argparse.Namespace) -> None:
+def _train_on_store(arguments: argparse.Namespace) -> int:
     from ..offline import open_store
     from ..train.config import TRAIN_PRESETS
 
     store = open_store(arguments.store)
     num_pairs = len(store) * store.num_pairs
     config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], num_pairs)
-    _train(store, arguments.base or store.settings["model"], config, accelerator, arguments)
+    return _train(store, arguments.base or store.settings["model"], config, accelerator, arguments)
 
 
-def _train_online(arguments: argparse.Namespace) -> None:
+def _train_online(arguments: argparse.Namespace) -> int:
     from ..train import OnlinePairs
     from ..train.config import TRAIN_PRESETS
+    from ..train.record import begun_with
     from .inputs import images_of
     from .models import load_model
 
-    paths = images_of(arguments.online, arguments.out)
+    paths, missing = images_of(arguments.online, arguments.out)
+    paths = begun_with(arguments.out, paths)
     num_pairs = len(paths) * (1 + arguments.view_pairs)
     config, accelerator = training.begin(arguments, TRAIN_PRESETS[arguments.preset], num_pairs)
     model = load_model(arguments.base, None, str(accelerator.device))
     pairs = OnlinePairs(paths, stage1.fitter_of(model, arguments, progress=False), arguments.calibrate)
-    _train(pairs, arguments.base, config, accelerator, arguments)
+    return _train(pairs, arguments.base, config, accelerator, arguments, missing)
 
 
 def _train(
@@ -105,7 +105,8 @@ def _train(
     config: TrainConfig,
     accelerator: Any,
     arguments: argparse.Namespace,
-) -> None:
+    missing: int = 0,
+) -> int:
     from ..offline import open_store
     from ..train import train_denoiser
 
@@ -116,13 +117,14 @@ def _train(
         config,
         accelerator=accelerator,
         progress=True,
+        skipped=training.report_skipped,
         validation=None if arguments.validation is None else open_store(arguments.validation),
         initial=_initial_head(arguments.initial_head),
         num_blocks=arguments.num_blocks,
     )
     weights = ", pretrained_cfg_overlay={'file': WEIGHTS}" if "weights_file_sha256" in samples.settings else ""
     use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
-    training.say_result(arguments.out, report, use)
+    return training.say_result(arguments.out, report, use, missing)
 
 
 def _initial_head(source: str | None) -> DenoiserHead | None:

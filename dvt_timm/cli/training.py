@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, positive
+from .console import CommandError, positive, report
 
 if TYPE_CHECKING:
     from ..evaluate.report import Report
@@ -93,10 +94,24 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def say_result(run: Path, report: Report | None, use: str) -> None:
-    """Print, in the process that has the report, what came out, where the result is and how it is used."""
+def say_result(run: Path, result: Report | None, use: str, missing: int = 0) -> int:
+    """Print, in the process that has the report, what came out, where the result is and how it is used.
+
+    Returns:
+        The exit status: 1 if inputs were `missing`, or images could not be read, 0 in processes without the report.
+    """
     from ..train.verdict import sentences
 
-    if report is not None:
-        print("\n".join(sentences(report)))
-        print(f"{run}: finished; {use}")
+    if result is None:
+        return 0
+    print("\n".join(sentences(result)))
+    print(f"{run}: finished; {use}")
+    skipped = len(result.skipped) + missing
+    if skipped:
+        print(f"dvt-timm: {skipped} inputs skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def report_skipped(reason: str) -> None:
+    """Report an image that cannot be read."""
+    report(f"skipped {reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,17 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .._util.files import sha256_of
-from .._util.images import ImageError, Preprocessing, check_aspect, read_image
+from .._util.errors import RunError
+from .._util.images import ImageError, Preprocessing, check_aspect, read_hashed, read_image, reason_of
 from .._util.threads import made_ahead
 from ..offline import Decomposition, ImageFitter, Team, ViewPairs
-from ..offline.calibration import calibrated, images_to_calibrate_on, pulling
+from ..offline.calibration import UNFIT, calibrated, images_to_calibrate_on, pulling
 from ..offline.run import seed_of, settings_of, unique
-from ..offline.store import check_pair
+from ..offline.store import check_index, check_pair
 
 Sample = Any  # a tensor, or a tuple of tensors
 Draw = Callable[[int, torch.Generator], Sample]  # index -> its sample as training sees it
+Skip = Callable[[int, ImageError], None]  # told of the index of a sample that cannot be read, and why
 MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # one in 20 samples is held out, at most 64
+MOST_IN_A_ROW = 100  # samples that cannot be read: more are no accident
 
 
 class Samples(Protocol):
@@ -77,9 +80,13 @@ class OnlinePairs:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What `FeatureStore.shape` says of a store; nothing is solved for it."""
-        xy = self.fitter.views_of(self._image(0)).xy  # [V, h, w, 2]
+        """What `FeatureStore.shape` says of a store, of the first image that can be read; nothing is solved for it."""
+        xy = self.fitter.views_of(self._first()).xy  # [V, h, w, 2]
         return xy.shape[1], xy.shape[2], self.fitter.model.embed_dim
+
+    def check(self, i: int) -> None:
+        """Raise ImageError unless image i can be read."""
+        self._image(i)
 
     def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """Solve what `FeatureStore.pair` reads from a store."""
@@ -92,16 +99,28 @@ class OnlinePairs:
         return self.fitter.raw(self._image(i))
 
     def _fitted(self, i: int) -> tuple[Decomposition, ViewPairs]:
-        path, image = self.paths[i], self._image(i)
+        check_index(i)
+        path = self.paths[i]
+        image, sha256 = read_hashed(path)
+        check_aspect(path, image)
         try:
-            return self.fitter.with_pairs(image, seed_of(sha256_of(path)))
-        except (RuntimeError, ValueError) as error:
-            raise ImageError(f"{path}: {error}") from error
+            return self.fitter.with_pairs(image, seed_of(sha256))
+        except UNFIT as error:
+            raise ImageError(f"{path}: {reason_of(error)}") from error
 
     def _image(self, i: int) -> Image.Image:
         image = read_image(self.paths[i])
         check_aspect(self.paths[i], image)
         return image
+
+    def _first(self) -> Image.Image:
+        errors = []
+        for i in range(len(self)):
+            try:
+                return self._image(i)
+            except ImageError as error:
+                errors.append(error)
+        raise errors[0]
 
     def path(self, i: int) -> Path:
         """Say which image file pair i is of."""
@@ -125,17 +144,27 @@ class Images:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Tensor:
+        return self.preprocessing.to_tensor(self.preprocessing.squeeze(self._image(i), self.size))[0]
+
+    def check(self, i: int) -> None:
+        """Raise ImageError unless image i can be read."""
+        self._image(i)
+
+    def _image(self, i: int) -> Image.Image:
+        check_index(i)
         image = read_image(self.paths[i])
         check_aspect(self.paths[i], image)
-        return self.preprocessing.to_tensor(self.preprocessing.squeeze(image, self.size))[0]
+        return image
 
     def path(self, i: int) -> Path:
         """Say which file image i is."""
         return self.paths[i]
 
 
-def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int], list[int]]:
-    """Draw at random the indices to train on, and those to hold out.
+def split(
+    samples: Samples, held_out: int | None, seed: int, is_readable: Callable[[int], bool] = lambda i: True
+) -> tuple[list[int], list[int]]:
+    """Draw at random the indices to train on, and those to hold out, of samples that can be read.
 
     Raises:
         ValueError: if nothing is left to train on.
@@ -146,23 +175,49 @@ def split(samples: Samples, held_out: int | None, seed: int) -> tuple[list[int],
             f"{len(samples)} samples are too few to hold {count} out and train on the rest; give more images"
         )
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(order[count:]), sorted(order[:count])
+    kept = list(islice(filter(is_readable, order), count))
+    return sorted(set(order) - set(kept)), sorted(kept)
 
 
 class Stream:
     """Goes through samples again and again, each time in another order; a position always holds the same sample.
 
+    Where that is of an image that cannot be read, it holds the next one of its order that can.
+
     Several threads may read it at once if they may read the samples.
+
+    Args:
+        draw: reads a sample.
+        indices: of the samples.
+        seed: decides their orders.
+        skip: called when an image cannot be read, once in each thread that meets it first.
+
+    Raises:
+        RunError: if no image can be read, or many in a row cannot.
     """
 
-    def __init__(self, draw: Draw, indices: Sequence[int], seed: int) -> None:
-        self.draw, self.indices, self.seed = draw, indices, seed
+    def __init__(self, draw: Draw, indices: Sequence[int], seed: int, skip: Skip = lambda i, error: None) -> None:
+        self.draw, self.indices, self.seed, self.skip = draw, indices, seed, skip
+        self._broken: set[int] = set()
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.indices))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, place))
-        return self.draw(self.indices[self._order(epoch)[place]], generator)
+        order, errors = self._order(epoch), list[ImageError]()
+        for step in range(len(order)):
+            index = self.indices[order[(place + step) % len(order)]]
+            if index in self._broken:
+                continue
+            try:
+                return self.draw(index, torch.Generator().manual_seed(derived_seed(self.seed, epoch, place)))
+            except ImageError as error:
+                self._broken.add(index)
+                self.skip(index, error)
+                errors.append(error)
+            if len(errors) == MOST_IN_A_ROW:
+                break
+        said = f", the last because: {errors[-1]}" if errors else ""
+        raise RunError(f"none of {len(errors) or len(order)} images in a row can be read{said}")
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))

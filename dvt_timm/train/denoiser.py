@@ -85,6 +85,11 @@ class DenoiserStage:
         """Draw one of the pairs of image i."""
         return self.samples.pair(i, int(torch.randint(self.samples.num_pairs, (), generator=generator)))
 
+    def check(self, i: int) -> None:
+        """Raise ImageError if image i is to be read and cannot be."""
+        if isinstance(self.samples, OnlinePairs):
+            self.samples.check(i)
+
     @property
     def num_pairs(self) -> int:
         """How many pairs each image has."""

@@ -109,6 +109,10 @@ class DistillStage:
         pixels = self.samples[i]
         return pixels.flip(-1) if torch.rand((), generator=generator) < 0.5 else pixels
 
+    def check(self, i: int) -> None:
+        """Raise ImageError unless image i can be read."""
+        self.samples.check(i)
+
     def raw(self, i: int) -> Tensor:
         """Give the teacher's map [h, w, C] of image i before its denoiser."""
         pixels = self.samples[i][None].to(self.teacher.patch_embed.proj.weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from .loss import feature_losses
 from .stage import Batch, Stage
 from .watch import Clock, Signals
 
+Skipped = Callable[[str], None]  # takes the reason, one line, why an image is skipped
 CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
@@ -50,6 +51,10 @@ class Trainer:
         run: a folder that the caller has made and holds.
         accelerator: devices, precision and processes.
         progress: whether to show a bar.
+        skipped: called with the reason, one line, for each image that cannot be read.
+
+    Attributes:
+        skipped: images that could not be read, and why.
 
     Raises:
         ValueError: if the batch cannot be divided among the processes, there are too few samples, or the steps go
@@ -57,7 +62,15 @@ class Trainer:
         RunError: if the checkpoint is damaged or does not fit.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, run: Path, accelerator: Any, progress: bool = False) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        config: TrainConfig,
+        run: Path,
+        accelerator: Any,
+        progress: bool = False,
+        skipped: Skipped | None = None,
+    ) -> None:
         parts = config.accumulation * accelerator.num_processes
         if config.batch_size % parts:
             raise ValueError(
@@ -66,15 +79,17 @@ class Trainer:
             )
         self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
         self.step, self.best = 0, Evaluation()
+        self.skipped: dict[str, str] = {}
+        self._tell_skipped = skipped
         if stage.validation is None:
-            self.trained, self.held_out = split(stage.samples, config.held_out, config.seed)
+            self.trained, self.held_out = split(stage.samples, config.held_out, config.seed, self._is_readable)
             self._validation = stage.samples
         else:
             self.trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
             self._validation = stage.validation
         self.num_pairs = len(stage.samples) * stage.num_pairs
         config.check_passes(self.num_pairs)
-        self.stream = Stream(stage.draw, self.trained, config.seed)
+        self.stream = Stream(stage.draw, self.trained, config.seed, self._skip)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
@@ -91,7 +106,8 @@ class Trainer:
         """Take the steps that are left.
 
         Raises:
-            RunError: if a sample cannot be read, or the loss is not finite; the last checkpoint is intact.
+            RunError: if a sample is damaged, no image can be read, or the loss is not finite; the last checkpoint is
+                intact.
             OSError: if nothing can be written; the last checkpoint is intact.
             RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
         """
@@ -130,12 +146,40 @@ class Trainer:
         return [str(self._validation.path(i)) for i in self.held_out]
 
     def unseen(self) -> list[Batch]:
-        """Read the held-out samples as batches of one, on the CPU."""
+        """Read the held-out samples as batches of one, on the CPU; those that cannot be read are held out no more.
+
+        Raises:
+            RunError: if none can be read.
+        """
         if not self._unseen:
-            with torch.no_grad():
-                batches = (self._batch(collate([self._validation[i]])) for i in self.held_out)
-                self._unseen = [Batch(*(part.cpu() for part in batch)) for batch in batches]
+            found = {i: batch for i in self.held_out if (batch := self._read_held_out(i)) is not None}
+            if not found:
+                raise RunError(f"none of {len(self.held_out)} held-out images can be read; see what has become of them")
+            self.held_out, self._unseen = list(found), list(found.values())
         return self._unseen
+
+    @torch.no_grad()
+    def _read_held_out(self, i: int) -> Batch | None:
+        try:
+            sample = self._validation[i]
+        except ImageError as error:
+            self._skip(i, error)
+            return None
+        return Batch(*(part.cpu() for part in self._batch(collate([sample]))))
+
+    def _is_readable(self, i: int) -> bool:
+        try:
+            self.stage.check(i)
+        except ImageError as error:
+            self._skip(i, error)
+            return False
+        return True
+
+    def _skip(self, i: int, error: ImageError) -> None:
+        """Note that an image cannot be read, and tell it once."""
+        name, reason = str(self.stage.samples.path(i)), " ".join(str(error).split())
+        if self.skipped.setdefault(name, reason) is reason and self._tell_skipped is not None:
+            self._tell_skipped(reason)
 
     def _passes(self) -> str:
         return f"{self.config.passes(self.num_pairs):,.1f} times through {self.num_pairs:,} pairs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from ..offline import FeatureStore
 from ..projection import RANK, Moments, PositionProjection
 from ..publish.card import eval_results, render_card
 from .config import TrainConfig
-from .data import OnlinePairs
+from .data import Images, OnlinePairs
 from .denoiser import DenoiserStage
 from .distill import DistillStage
 from .evaluation import evaluate
-from .loop import Trainer
+from .loop import Skipped, Trainer
+from .record import SETTINGS, begun_with, check_begun_with, record
 from .stage import Stage
 from .verdict import TRAINED, judge, sentences
 
-SETTINGS, CARD, LAST = "train.json", "README.md", "last"
-OWN_FILES = r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|metrics|verdict)\.json|log\.jsonl|README\.md"
+CARD, LAST = "README.md", "last"
+OWN_FILES = (
+    r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|images|metrics|verdict)\.json|log\.jsonl|README\.md"
+)
 MOST_PROJECTED = 100  # training images that the projection is found on
 DIGITS = 4  # of a metric, behind the point
 FREE = ("workers", "eval_every", "checkpoint_every", "most_passes")  # numbers that may change when a run is taken up
@@ -69,6 +72,7 @@ def train_denoiser(
     *,
     accelerator: Any = None,
     progress: bool = False,
+    skipped: Skipped | None = None,
     **options: Any,
 ) -> Report | None:
     """Train a head (stage 2), and write it to a folder as `save_head` does, with a card and metrics.
@@ -80,6 +84,7 @@ def train_denoiser(
         config: the numbers.
         accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
+        skipped: called with the reason, one line, for each image that cannot be read; others take its place.
         options: further arguments of `DenoiserStage`.
 
     Returns:
@@ -88,9 +93,10 @@ def train_denoiser(
 
     Raises:
         ValueError: if samples and base do not go together, there are too few samples, or the numbers do not fit.
-        ImageError: if the image that tells the size of pairs solved on the fly cannot be read.
-        RunError: if the folder holds other things or a run of other settings, its checkpoint is damaged, a sample
-            cannot be read, or the loss is not finite; the last checkpoint is intact.
+        ImageError: if none of the images of pairs solved on the fly can be read.
+        RunError: if the folder holds other things or a run of other settings or images, its checkpoint is damaged, a
+            sample of a store cannot be read or none of a hundred images, or the loss is not finite; the last checkpoint
+            is intact.
         BlockingIOError: if another run is writing to the folder.
         OSError: if it cannot be written; the last checkpoint is intact.
         RunInterruptedError: on SIGINT or SIGTERM, once the checkpoint is written.
@@ -102,7 +108,7 @@ def train_denoiser(
         if isinstance(samples, OnlinePairs):
             samples.prepare(Path(run), Team(accelerator.device.type), progress and accelerator.is_main_process)
 
-    return _run(stage, Path(run), config, accelerator, progress, calibrate)
+    return _run(stage, Path(run), config, accelerator, progress, skipped, calibrate)
 
 
 def distill(
@@ -113,6 +119,7 @@ def distill(
     *,
     accelerator: Any = None,
     progress: bool = False,
+    skipped: Skipped | None = None,
     **options: Any,
 ) -> Report | None:
     """Train a plain ViT (stage 3) to give a denoised one's features, and write it to a folder as `save_model` does.
@@ -124,6 +131,7 @@ def distill(
         config: the numbers.
         accelerator: `make_accelerator(config)` by default.
         progress: whether to show a bar.
+        skipped: as `train_denoiser` takes it.
         options: further arguments of `DistillStage`.
 
     Returns:
@@ -134,7 +142,7 @@ def distill(
     """
     accelerator = accelerator or make_accelerator(config)
     stage = DistillStage(teacher, images, device=accelerator.device, **options)
-    return _run(stage, Path(run), config, accelerator, progress)
+    return _run(stage, Path(run), config, accelerator, progress, skipped)
 
 
 def _run(
@@ -143,18 +151,23 @@ def _run(
     config: TrainConfig,
     accelerator: Any,
     progress: bool,
+    skipped: Skipped | None,
     prepare: Callable[[], None] = lambda: None,
 ) -> Report | None:
     """Train in a folder that is held meanwhile; `prepare` is called once it is."""
+    if isinstance(stage.samples, OnlinePairs | Images):
+        stage.samples.paths = begun_with(run, stage.samples.paths)
+    check_begun_with(run, stage)
     with ExitStack() as stack:
         if accelerator.is_main_process:
             numbers = {key: value for key, value in asdict(config).items() if key not in FREE}
             settings = {"version": 1, **stage.settings, **numbers}
             kept = "its checkpoint and best weights"
             stack.enter_context(alone_in(run, SETTINGS, settings, own_files=OWN_FILES, kept=kept))
+            record(run, stage)
         accelerator.wait_for_everyone()
         prepare()
-        trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process)
+        trainer = Trainer(stage, config, run, accelerator, progress and accelerator.is_main_process, skipped)
         trainer.train()
         report = _finish(trainer) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
@@ -164,10 +177,11 @@ def _run(
 def _finish(trainer: Trainer) -> Report:
     """Write the last weights beside the best ones, metrics, the verdict and a card."""
     run, stage = trainer.run, trainer.stage
+    trainer.unseen()  # leaves out what cannot be read
     stage.save(trainer.module, run / LAST)
     metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
     write_json(run / METRICS, metrics)
-    report = _verdict(trainer)
+    report = replace(_verdict(trainer), skipped=dict(trainer.skipped))
     said = sentences(report)
     write_json(run / VERDICT, {**report.as_json(), "sentences": said, "worse": report.is_worse(TRAINED)})
     config = {**read_json(run / CONFIG_NAME), "base": stage.base}

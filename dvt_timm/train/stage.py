@@ -48,6 +48,9 @@ class Stage(Protocol):
     def draw(self, i: int, generator: torch.Generator) -> Sample:
         """Read sample i as training sees it."""
 
+    def check(self, i: int) -> None:
+        """Raise ImageError if sample i is an image that cannot be read."""
+
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of collated samples, on the device."""
 

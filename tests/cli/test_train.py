@@ -118,7 +118,7 @@ def test_what_stops_it_is_one_line(
         ([*train, "--store", "store", "--layer", "3", "--field-steps", "9"], "--layer, --field-steps would not matter"),
         ([*train, "--store", "store", "--view-pairs", "3"], "--view-pairs would not matter"),
         ([*train, "--online", "photos"], "--online needs --base"),
-        ([*train, "--online", "photos", "gone.png", "--base", TINY], "1 of the images named do not exist"),
+        ([*train, "--online", "gone.png", "--base", TINY], "no image in gone.png; give JPEG, PNG or WebP files"),
         ([*train, "--online", "nothing", "--base", TINY], "no image in nothing"),
         ([*train, "--online", "photos", "--base", TINY, "--views", "1", "--layer", "99"], "layer must be"),
         ([*train, "--online", "photos", "--base", TINY, *FEW, "--lr", "-1"], "lr must be positive"),
@@ -137,6 +137,48 @@ def test_what_stops_it_is_one_line(
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("dvt-timm: error: ")
         assert message in error
+
+
+def test_a_broken_image_is_skipped_and_may_be_removed(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list names it still, and one that has never been there."""
+    Path("photos/3.png").write_bytes(b"no image")
+    Path("photos/list.txt").write_text("".join(f"{i}.png\n" for i in range(9)))
+    train = [
+        "train",
+        "--online",
+        "photos/list.txt",
+        "--base",
+        TINY,
+        *FEW,
+        *SHORT,
+        "--preset",
+        "quick",
+        "--held-out",
+        "2",
+    ]
+    assert command(*train, "--out", "whole") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("dvt-timm: skipped photos/3.png: not a JPEG, PNG or WebP image\n") == 1
+    assert errors.count("dvt-timm: skipped photos/8.png: not found\n") == 1
+    assert "dvt-timm: 2 inputs skipped\n" in errors
+    take_step = Trainer._take_step
+
+    def interrupting(trainer: Trainer, *arguments: object) -> None:
+        take_step(trainer, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as context:
+        context.setattr(Trainer, "_take_step", interrupting)
+        assert command(*train, "--out", "parts") == 130
+    Path("photos/3.png").unlink()
+    assert command(*train, "--out", "parts") == 1
+    whole, parts = (torch.load(f"{run}/checkpoint.pt", weights_only=True)["module"] for run in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    photos(Path("photos"), 1, first=20)
+    assert command(*train[:2], "photos", *train[3:], "--out", "parts") == 2
+    assert "photos/20.png first; name the same" in capsys.readouterr().err
 
 
 def test_without_accelerate(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:

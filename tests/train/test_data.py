@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from training import equal
 
+from dvt_timm._util.errors import RunError
+from dvt_timm._util.images import ImageError
 from dvt_timm.offline import fit_store, open_store
 from dvt_timm.train import OnlinePairs
 from dvt_timm.train.data import Stream, batches, collate, positions, split
@@ -34,6 +36,47 @@ def test_a_stream_shuffles_every_epoch_anew() -> None:
     assert all(sorted(epoch) == [2, 3, 5, 7] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 2
     assert [stream[4 + place] for place in range(4)] == epochs[1]
+
+
+def test_the_next_sample_takes_the_place_of_one_that_cannot_be_read() -> None:
+    """At every position, whatever was read before, with the draws of its own position."""
+    broken, told = {3, 7}, list[int]()
+
+    def draw(i: int, generator: torch.Generator) -> tuple[int, float]:
+        value = float(torch.rand((), generator=generator))
+        if i in broken:
+            raise ImageError(f"{i}.png: broken")
+        return i, value
+
+    indices = [2, 3, 5, 7, 11]
+    stream = Stream(draw, indices, 0, skip=lambda i, error: told.append(i))
+    whole = Stream(lambda i, generator: (i, float(torch.rand((), generator=generator))), indices, 0)
+    for position in range(20):
+        order = [whole[position // 5 * 5 + (position + step) % 5][0] for step in range(5)]
+        expected = next(i for i in order if i not in broken), whole[position][1]
+        assert stream[position] == Stream(draw, indices, 0)[position] == expected
+    assert sorted(told) == [3, 7]
+    broken.update(indices)
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"none of \d images in a row can be read"):
+            stream[20]
+    with pytest.raises(RunError, match=r"none of 100 images in a row can be read, the last because: \d+.png: broken"):
+        Stream(lambda i, _: draw(3, torch.Generator()), range(1000), 0)[0]
+
+
+def test_what_can_be_read_is_held_out() -> None:
+    _, held_out = split(list(range(100)), 4, seed=0)
+    broken = set(held_out[:2])
+    fewer, others = split(list(range(100)), 4, seed=0, is_readable=lambda i: i not in broken)
+    assert len(others) == 4
+    assert set(held_out) - broken < set(others)
+    assert sorted(fewer + others) == list(range(100))
+
+
+def test_one_sample_at_a_time(tmp_path: Path) -> None:
+    pairs = OnlinePairs(photos(tmp_path / "photos", 3), fitter())
+    with pytest.raises(TypeError, match="images are read one at a time"):
+        pairs[0:2]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -131,14 +131,54 @@ def test_a_feature_that_is_missing_is_no_other_one(workers: int, tmp_path: Path)
         train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, workers=workers, seed=3))
 
 
-def test_images_that_are_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_images_that_are_none_end_no_run(stage: str, workers: int, tmp_path: Path) -> None:
+    """They are told once, others take their place; removed, the run goes on as if it had never been stopped."""
+    paths, run = photos(tmp_path / "photos", 8), tmp_path / "run"
+    for path in paths[::3]:
+        path.write_bytes(path.read_bytes()[:100])
+    config = replace(SHORT, workers=workers, steps=8, held_out=2, most_passes=100)
+    told: list[str] = []
+
+    def start(paths: list[Path], run: Path) -> Any:
+        if stage == "train":
+            return train_denoiser(OnlinePairs(paths, fitter()), TINY, run, config, skipped=told.append)
+        return distill(teacher(), paths, run, config, skipped=told.append)
+
+    report = start(paths, tmp_path / "whole")
+    assert report.skipped.keys() == set(map(str, paths[::3]))
+    assert sorted(told) == sorted(report.skipped.values())
+    assert not {str(path) for path in paths[::3]} & set(report.names)
+    take_step, steps = Trainer._take_step, []
+
+    def interrupting(trainer: Trainer, *arguments: Any) -> None:
+        take_step(trainer, *arguments)
+        steps.append(trainer.step)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", interrupting)
+        with pytest.raises(RunInterruptedError):
+            start(paths, run)
+        for path in paths[::3]:
+            path.unlink()
+        start([path for path in paths if path.exists()], run)
+    assert steps == list(range(1, 9))
+    assert equal(weights(run), weights(tmp_path / "whole"))
+
+
+def test_no_image_at_all(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 6)
-    for path in paths[2:]:
+    for path in paths:
         path.write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"cannot read a sample: .*png: not a JPEG, PNG or WebP image"):
+    with pytest.raises(
+        RunError, match=r"none of 6 images in a row can be read, the last because: .*png: not a JPEG, PNG"
+    ):
         distill(teacher(), paths, tmp_path / "run", SHORT)
-    with pytest.raises(ImageError, match="not a JPEG"):
-        train_denoiser(OnlinePairs(paths[2:], fitter()), TINY, tmp_path / "online", SHORT)
+    with pytest.raises(ImageError, match=r"0\.png: not a JPEG"):
+        train_denoiser(OnlinePairs(paths, fitter()), TINY, tmp_path / "online", SHORT)
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:

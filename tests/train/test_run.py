@@ -38,6 +38,7 @@ from dvt_timm.train import (
 )
 from dvt_timm.train.log import read_log
 from dvt_timm.train.loop import CHECKPOINT, Trainer
+from dvt_timm.train.record import begun_with
 
 KILLS = 4
 
@@ -107,8 +108,36 @@ def test_numbers_that_may_change_and_numbers_that_may_not(store: FeatureStore, t
     with pytest.raises(RunError, match="was made with other settings: seed is 0, not 1"):
         train_denoiser(store, TINY, tmp_path / "run", replace(SHORT, seed=1))
     other = store_of(tmp_path / "other", planted(11))
-    with pytest.raises(RunError, match="images is"):
+    with pytest.raises(RunError, match=r"run was made with 12 images, .*: 1 are not named now, 11.png first; name the"):
         train_denoiser(other, TINY, tmp_path / "run", SHORT)
+
+
+def test_other_images_are_told_by_their_names(store: FeatureStore, tmp_path: Path) -> None:
+    paths, run = photos(tmp_path / "photos", 6), tmp_path / "run"
+    distill(teacher(), paths[:5], run, SHORT)
+    for named, changes in (
+        (paths, f"1 are new, {paths[5]} first;"),
+        (paths[1:], f"1 are not named now, {paths[0]} first; 1 are new, {paths[5]} first;"),
+        (paths[2:5], f"2 are not named now, {paths[0]} first;"),
+    ):
+        with pytest.raises(
+            RunError, match=f"made with 5 images, of which others are named now: {changes} name the same"
+        ):
+            distill(teacher(), named, run, SHORT)
+    distill(teacher(), paths[4::-1], run, SHORT)  # another order is none
+    (run / "images.json").unlink()  # a run of an earlier version
+    distill(teacher(), paths[:5], run, SHORT)
+    train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "v", planted(3)))
+    with pytest.raises(RunError, match=r"made with 3 images, .*: 1 are not named now, 2.png first"):
+        train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "w", planted(2)))
+
+
+def test_a_name_that_is_no_utf_8_is_recorded(tmp_path: Path) -> None:
+    paths, run = photos(tmp_path / "photos", 5), tmp_path / "run"
+    paths[2] = paths[2].rename(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    distill(teacher(), paths, run, SHORT)
+    paths[0].unlink()
+    assert begun_with(run, paths[1:]) == paths
 
 
 def test_other_features_of_the_same_images_are_refused(store: FeatureStore, tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def as_file_name(text: str) -> str:
+    """Spell a text as the name of a file, UTF-8 on disk whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def remove_scratch(folder: Path, names: str) -> None:
     """Remove what `replacing`, or safetensors in it, leaves when it is killed; `names`: a regular expression."""
     for path in folder.iterdir():

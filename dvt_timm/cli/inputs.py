@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .._util.files import as_file_name
 from .._util.images import images_in, printable
 from .console import CommandError, report
 
@@ -86,7 +87,7 @@ def find_images(paths: Iterable[Path], out: Path) -> dict[Path, Path]:
         for image in _images_in(path, out) if path.is_dir() else [path]:
             relative = image.relative_to(path) if path.is_dir() else Path(image.name)
             stem = relative.stem if relative.stem.strip(".") else "image"
-            found.setdefault(image.resolve(), Path(printable(relative.parent / stem)))
+            found.setdefault(image.resolve(), Path(as_file_name(printable(relative.parent / stem))))
             shown.setdefault(image.resolve(), image)
     stems = _distinct(found, out)
     return {shown[image]: out / stems[image] for image in found}
@@ -100,7 +101,7 @@ def _listed(path: Path) -> list[Path]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot read the list {path}: {error}") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    return [path.parent / as_file_name(line.strip()) for line in lines if line.strip()]
 
 
 def _images_in(folder: Path, out: Path) -> list[Path]:

@@ -159,7 +159,7 @@ def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
         metadata |= {key: json.dumps(value) for key, value in denoiser.config.items()}
     elif denoiser is not None:
         metadata["head_sha256"] = fingerprint(denoiser, skipped=())
-    return metadata if weights is None else {**metadata, "weights": weights}
+    return metadata if weights is None else {**metadata, "weights": printable(weights)}
 
 
 def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, replacing, write_json
+from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, write_json, write_text
 from ..cleaned import Cleaned
 from ..evaluate.report import Report
 from ..offline import FeatureStore
@@ -174,8 +174,7 @@ def _finish(trainer: Trainer) -> Report:
     write_json(run / VERDICT, {**report.as_json(), "sentences": said, "worse": report.is_worse(TRAINED)})
     config = {**read_json(run / CONFIG_NAME), "base": stage.base}
     card = render_card(config, f"local-dir:{run}", eval_results(metrics), verdict=said)
-    with replacing(run / CARD) as scratch:
-        scratch.write_text(str(card), encoding="utf-8")
+    write_text(run / CARD, str(card))
     return report
 
 

@@ -24,7 +24,7 @@ from ..names import NOWHERE
 from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
 from .folder import write_folder
 from .heads import WRITTEN
-from .tensors import check_finite, check_schema
+from .tensors import UNREADABLE, check_finite, check_schema, reason_of
 
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
@@ -133,10 +133,16 @@ def read_weights(
 
     Raises:
         OSError, RuntimeError, ValueError: if the weights are not to be had, or are damaged; the classes are timm's.
+            ValueError if torch cannot read a file.
     """
     cfg, place = _at_commit(cfg, cache_dir)
     reader = _Reader()
-    load_pretrained(reader, pretrained_cfg={**place, "classifier": None, "first_conv": None}, cache_dir=cache_dir)
+    try:
+        load_pretrained(reader, pretrained_cfg={**place, "classifier": None, "first_conv": None}, cache_dir=cache_dir)
+    except (*UNREADABLE, OSError) as error:  # torch's do not name the file
+        if not cfg.file or str(cfg.file) in str(error):
+            raise
+        raise ValueError(f"{cfg.file} cannot be read as a file of tensors: {reason_of(error)}") from error
     held = {key.removeprefix(PREFIX): value for key, value in reader.state.items() if key.startswith(PREFIX)}
     state = {key: value for key, value in reader.state.items() if not key.startswith(PREFIX)}
     return cfg, state, held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TextIO, TypeAlias
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Column: TypeAlias = tuple[str, str]  # title, format of a number; the format is empty for text
 
+MOST = 2**31 - 1  # of a whole number: what libraries in C take
 DEMO = "vit_small_patch14_dinov2.dvt_demo"  # needs no network
 
 
@@ -27,8 +29,8 @@ class CommandError(Exception):
 class SteadyStream(io.TextIOBase):
     """A stream of the process that takes text whatever becomes of it: what is printed never stops the work.
 
-    Letters that its encoding lacks are escaped. Once it fails (a closed pipe, a full disk), or if there is none, nothing
-    more is written to it.
+    Letters that its encoding lacks are escaped. Once it fails (a closed pipe, a full disk), or if there is none,
+    nothing more is written to it.
 
     Attributes:
         error: what it failed with, None if it did not.
@@ -92,9 +94,31 @@ def steady_streams() -> Iterator[SteadyStream]:
 
 def positive(text: str) -> int:
     """Read a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or whole(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
-    return int(text)
+    return whole(text)
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text[:40]!r}") from error
+    if abs(number) > MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST:,}, got {text[:40]}")
+    return number
+
+
+def finite(text: str) -> float:
+    """Read a number; NaN and infinities are none."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text[:40]!r}")
+    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

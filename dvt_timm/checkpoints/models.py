@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timm.layers import PatchEmbed
 from timm.models import PretrainedCfg, adapt_input_conv, load_pretrained
 from timm.models.eva import Eva
@@ -16,7 +19,7 @@ from timm.models.eva import checkpoint_filter_fn as eva_filter
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
-from .._util.files import CONFIG_NAME, read_json
+from .._util.files import CONFIG_NAME, read_json, write_json
 from .._util.modules import uncompiled
 from ..head import Head
 from ..hub import client as hub
@@ -47,7 +50,11 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
 
     Raises:
         TypeError: for a head, a model that `create_model` did not build, a `features_only` model, which has lost its
-            classifier and its name, and one whose patches come from a convolutional network.
+            classifier and its name, and one whose patches come from a convolutional network; for one that could not be
+            read again: its tensors are not those of the model that `create_model` builds of its configuration (LoRA
+            that is not merged, pruned, parametrized or quantized weights, another classifier or depth), or have no
+            values. Nothing is written then.
+        ValueError: if its values are not finite; nothing is written then.
         OSError: if the folder cannot be written.
     """
     from timm.models._hub import save_config_for_hf
@@ -64,10 +71,21 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, CONFIG_NAME)
         save_config_for_hf(model, path, model_args=args)
-        config = read_json(path)
-    origin = {} if base is None else {"base": base}
-    config = {**WRITTEN, "kind": "model", **origin, **config, "model_args": args}
-    return write_folder(Path(folder), model, config, {"format": "pt"})
+        origin = {} if base is None else {"base": base}
+        config = {**WRITTEN, "kind": "model", **origin, **read_json(path), "model_args": args}
+        write_json(path, config)
+        twin = _rebuilt(scratch, type(model).__name__)
+    return write_folder(Path(folder), model, twin, config, {"format": "pt"})
+
+
+def _rebuilt(folder: str, kind: str) -> Any:
+    """Build the model that the configuration in a folder says, without memory; raise TypeError if there is none."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # who loads the model hears them
+            return timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"cannot save this {kind}, which could not be built again: {error}") from error
 
 
 def saved_config(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:

@@ -148,7 +148,10 @@ def _rows_of(arguments: argparse.Namespace, size: int | None) -> Rows:
         name_or_model, weights = (arguments.model, source) if is_place else (source, None)
         others[name] = load_model(name_or_model, weights, arguments.device)
     if arguments.positions:  # shares its weights with the model, and what is planted in them
-        others["positions"] = attach_positions(shallow_copy(model), arguments.positions)
+        try:
+            others["positions"] = attach_positions(shallow_copy(model), arguments.positions)
+        except TypeError as error:
+            raise CommandError(f"--positions: {error}") from error
     cache = MapCache(arguments.out / MAPS, int(arguments.cache * GIGABYTE)) if arguments.cache > 0 else None
     try:
         return Rows(

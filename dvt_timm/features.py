@@ -12,6 +12,8 @@ from ._util.images import as_image, preprocessing_of
 from ._util.modules import uncompiled
 from .cleaned import raw_and_clean
 
+MOST_PATCHES = 2**18  # of an image, 512 x 512: more than attention can take
+
 
 class FeatureMaps(NamedTuple):
     """Features of B images after the model's final norm: H x W patches of C channels.
@@ -82,7 +84,8 @@ def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: in
     Raises:
         ImageError: if the file is no image.
         TypeError: if the model has no patches, or `image` is neither an image nor a path.
-        ValueError: if `size` is no whole number from 1 on, or the image has no pixels.
+        ValueError: if `size` is no whole number from 1 on, the image has no pixels, or it would make more patches than
+            attention can take.
     """
     inner = uncompiled(model)
     inner = getattr(inner, "model", inner)  # of features_only=True
@@ -91,4 +94,16 @@ def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: in
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
     preprocessing = preprocessing_of(inner, size)
-    return preprocessing.to_tensor(preprocessing.resize(as_image(image)))
+    image = as_image(image)
+    check_patches(inner, *preprocessing.size_of(image))
+    return preprocessing.to_tensor(preprocessing.resize(image))
+
+
+def check_patches(model: Any, height: int, width: int) -> None:
+    """Raise ValueError if an image of so many pixels makes more patches than attention can take."""
+    rows, columns = model.patch_embed.dynamic_feat_size((height, width))
+    if rows * columns > MOST_PATCHES:
+        raise ValueError(
+            f"{height} x {width} pixels make {rows} x {columns} patches, and attention takes at most {MOST_PATCHES:,}; "
+            "choose a smaller size"
+        )

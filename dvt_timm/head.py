@@ -104,10 +104,6 @@ class DenoiserHead(Head):
     (FSDP, LoRA patterns, token merging) meets this one too. State-dict keys are those of the authors' files:
     `pos_embed`, `denoiser.*` (`denoiser.<i>.*` if there are several blocks).
 
-    Without gradients the position embedding of the last used grid is kept, not resampled on every call. It is renewed
-    by `train()`, `eval()`, a forward pass with gradients, and by any change that PyTorch can see (`load_state_dict`,
-    dtype and device moves, in-place operations). A write through `.data`, which it cannot see, needs an `eval()`.
-
     Args:
         dim: channels C, a positive multiple of 64.
         grid_size: (height, width) in patches of the position embedding, both at least 1; it need not be square.
@@ -138,7 +134,6 @@ class DenoiserHead(Head):
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         blocks = [Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=norm_layer) for _ in range(num_blocks)]
         self.denoiser = blocks[0] if num_blocks == 1 else nn.Sequential(*blocks)
-        self._resampled: tuple[Any, Tensor, Tensor] | None = None  # (key, alias of the source, result)
 
     def reset_parameters(self) -> None:
         """Draw the position embedding anew; the layers of the blocks have a `reset_parameters` of their own."""
@@ -167,41 +162,27 @@ class DenoiserHead(Head):
             ValueError: if x is not [B, H, W, dim].
         """
         check_map(x, self.dim)
-        B, H, W, C = x.shape
-        if torch.jit.is_scripting():
-            positions = resample_positions(self.pos_embed, self.grid_size, H, W)
-        else:
-            positions = self._positions(H, W)
-        x = x.reshape(B, H * W, C) + positions
-        x = self.denoiser(x)
-        return x.reshape(B, H, W, C)
+        _, H, W, _ = x.shape
+        return self._with_positions(x, resample_positions(self.pos_embed, self.grid_size, H, W))
 
     @torch.jit.ignore
-    def _positions(self, height: int, width: int) -> Tensor:  # [1, height * width, C]
-        """Give the position embedding at a grid, from the cache where that is safe."""
-        source = self.pos_embed
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(height, int)
-        if traced or (height, width) == self.grid_size or source.is_inference() or type(source) is not nn.Parameter:
-            return resample_positions(source, self.grid_size, height, width)
-        if torch.is_grad_enabled() and source.requires_grad:
-            self._resampled = None  # what follows may change the source unseen: fused optimizers do
-            return resample_positions(source, self.grid_size, height, width)
-        key = (height, width, source.data_ptr(), source._version, source.dtype, source.device)
-        cached = self._resampled  # read once: another thread may replace it
-        if cached is None or cached[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                result = resample_positions(source, self.grid_size, height, width)
-            # The alias keeps the storage alive, so that no other tensor can come by the same address.
-            cached = self._resampled = (key, source.detach(), result)
-        return cached[2]
+    def traced(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H, W, C] -> [B, H, W, C]
+        """Denoise a map whose grid (H, W) is fixed while torch.jit traces: its positions are a constant in the trace.
 
-    def train(self, mode: bool = True) -> DenoiserHead:
-        """Set the mode as `nn.Module.train` does, and drop the kept position embedding."""
-        self._resampled = None
-        return super().train(mode)
+        ONNX has no operator for their antialiased resampling.
+        """
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            positions = resample_positions(self.pos_embed.detach(), self.grid_size, grid[0], grid[1])
+        finally:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+        return self._with_positions(x, positions)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resampled": None}  # copies and pickles start with an empty cache
+    def _with_positions(self, x: Tensor, positions: Tensor) -> Tensor:  # [B, H, W, C], [1, H * W, C] -> [B, H, W, C]
+        B, H, W, C = x.shape
+        x = self.denoiser(x.reshape(B, H * W, C) + positions)
+        return x.reshape(B, H, W, C)
 
     def __repr__(self) -> str:
         place = "" if self.source is None else f", source={self.source.place!r}"

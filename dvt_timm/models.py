@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._util.errors import warn_caller
 from .cleaned import Cleaned, renamed, repack, unpack
+from .head import DenoiserHead
 
 
 class _Denoised(Cleaned):
@@ -29,9 +30,17 @@ class _Denoised(Cleaned):
             "use a plain model where tokens are dropped (patch_drop_rate, token merging, masking)",
         )
         y = patches.reshape(B, grid[0], grid[1], C)
-        if not torch.jit.is_scripting() and self.grad_checkpointing:
-            return checkpoint(self.denoiser, y)
+        if not torch.jit.is_scripting():
+            if self.grad_checkpointing:
+                return checkpoint(self.denoiser, y)
+            if self._is_exported() and isinstance(self.denoiser, DenoiserHead):
+                return self.denoiser.traced(y, grid)
         return self.denoiser(y)
+
+    @torch.jit.unused
+    def _is_exported(self) -> bool:
+        """Whether torch.jit traces it for ONNX, for images of one size."""
+        return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export() and not self.dynamic_img_size
 
     def _denoise_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, prefix + H * W, C], after norm
         prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
@@ -45,11 +54,27 @@ class _Denoised(Cleaned):
     ) -> Tensor:  # [B, prefix + H * W, C]
         """Compute what timm's `forward_features` gives, with the head's patch tokens in place of the backbone's."""
         grid = self._grid(x)
+        return self._denoise_tokens(self._raw_tokens(x, attn_mask, is_causal), grid)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, 3, height, width]
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Compute what timm's `forward` gives: logits, or what they are made of.
+
+        The head is not run where only the class token is read, which it leaves as it is: it gets no gradients then.
+        """
+        if self.global_pool == "token" and self.attn_pool is None and self.num_prefix_tokens > 0:
+            self._grid(x)  # refuses images that do not fit
+            return self.forward_head(self._raw_tokens(x, attn_mask, is_causal))
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+
+    def _raw_tokens(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         if attn_mask is None and not is_causal:
-            tokens = self._plain_forward_features(x)
-        else:
-            tokens = self._masked_forward_features(x, attn_mask, is_causal)
-        return self._denoise_tokens(tokens, grid)
+            return self._plain_forward_features(x)
+        return self._masked_forward_features(x, attn_mask, is_causal)
 
     @torch.jit.unused
     def _masked_forward_features(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
-from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, size_of
+from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, random_head, size_of
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -237,3 +237,24 @@ def test_the_last_map_depends_on_the_head(name: str) -> None:
         before = forward(x)
         perturb(head)
         assert not torch.allclose(forward(x), before, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [VIT, EVA])
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+def test_a_head_that_nothing_reads_is_not_run(name: str, global_pool: str) -> None:
+    """A classifier of the class token: the head gets no gradients, so that no optimizer decays it."""
+    model = create(name, denoiser=random_head(), num_classes=3, global_pool=global_pool).train()
+    before = {key: value.clone() for key, value in model.denoiser.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    x = images(*size_of(name))
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert all((p.grad is None) == (global_pool == "token") for p in model.denoiser.parameters())
+    same = [torch.equal(value, before[key]) for key, value in model.denoiser.state_dict().items()]
+    assert all(same) if global_pool == "token" else not all(same)
+    assert model.blocks[0].attn.qkv.weight.grad is not None
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
+    with pytest.raises(ValueError, match="is not a multiple of patch size"):
+        model(images(57, 71))

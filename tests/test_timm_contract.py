@@ -444,6 +444,22 @@ class TestCompilers:
         (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(output), model(x), atol=1e-4, rtol=0)
 
+    @pytest.mark.slow
+    @both
+    @pytest.mark.parametrize("form", [Maps, lambda model: model])
+    def test_onnx_by_torchscript_at_a_fixed_size(self, name: str, form, tmp_path) -> None:
+        """ONNX knows no antialiased resampling: the head's positions are a constant, as the backbone's are."""
+        pytest.importorskip("onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+        size = size_of(name)
+        model = form(create(name, img_size=size, dynamic_img_size=False, global_pool="avg", num_classes=3))
+        path, x = str(tmp_path / "model.onnx"), images(*size)
+        torch.onnx.export(model, (x,), path, dynamo=False, opset_version=17)
+        session = onnxruntime.InferenceSession(path)
+        (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(output), model(x).detach(), atol=1e-4, rtol=0)
+        assert not torch.jit.is_tracing()
+
     @both
     @torch.no_grad()
     def test_jit(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -53,6 +54,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def as_file_name(text: str) -> str:
+    """Spell a text as the name of a file, UTF-8 on disk whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def remove_scratch(folder: Path, names: str) -> None:
     """Remove what `replacing`, or safetensors in it, leaves when it is killed; `names`: a regular expression."""
     for path in folder.iterdir():
@@ -72,7 +78,20 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Replace a file by a value as JSON."""
-    write_text(target, json.dumps(value, indent=1) + "\n")
+    write_text(target, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Write a value as JSON that every reader takes: NaN and infinities, which JSON has no word for, are null."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -126,7 +145,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         stored = _flat(read_json(path))
     except ValueError as error:
         raise RunError(f"{error}; choose another folder") from error
-    wanted = _flat(json.loads(json.dumps(settings)))
+    wanted = _flat(json.loads(json_text(settings)))
     differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}" for key in differing)

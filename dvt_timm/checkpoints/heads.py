@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of
@@ -106,7 +107,8 @@ def save_head(
         The folder.
 
     Raises:
-        TypeError: if `head` is neither a head nor a denoised model.
+        TypeError: if `head` is neither a head nor a denoised model, or could not be read again: it has other tensors
+            than a new one of its shape (LoRA that is not merged, pruned weights), or they have no values.
         ValueError: if a head alone gets no `base`, timm knows no ViT `base`, or values of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
@@ -115,10 +117,11 @@ def save_head(
         base, stride, module = _parts_of(module, base, stride)
     if base is None:
         raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
-    check_finite(module.state_dict(), "the head")
+    with torch.device("meta"):
+        twin = new_head(module.dim, module.config)
     grid = module.config.get("grid_size")
     metadata = {} if grid is None else {"grid_size": json.dumps(grid)}  # one entry: several come in any order
-    return write_folder(Path(folder), module, head_config(module, base, stride, base_sha256), metadata)
+    return write_folder(Path(folder), module, twin, head_config(module, base, stride, base_sha256), metadata)
 
 
 def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, Head]:

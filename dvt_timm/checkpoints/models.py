@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timm.layers import PatchEmbed
 from timm.models import PretrainedCfg, adapt_input_conv, load_pretrained
 from timm.models.eva import Eva
@@ -16,7 +19,7 @@ from timm.models.eva import checkpoint_filter_fn as eva_filter
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
-from .._util.files import CONFIG_NAME, read_json
+from .._util.files import CONFIG_NAME, read_json, write_json
 from .._util.modules import uncompiled
 from ..head import Head
 from ..hub import client as hub
@@ -24,7 +27,7 @@ from ..names import NOWHERE
 from ..stride import OverlapPatchEmbed, overlapping_grid, set_stride
 from .folder import write_folder
 from .heads import WRITTEN
-from .tensors import check_finite, check_schema
+from .tensors import UNREADABLE, check_finite, check_schema, reason_of
 
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
 PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
@@ -47,7 +50,11 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
 
     Raises:
         TypeError: for a head, a model that `create_model` did not build, a `features_only` model, which has lost its
-            classifier and its name, and one whose patches come from a convolutional network.
+            classifier and its name, and one whose patches come from a convolutional network; for one that could not be
+            read again: its tensors are not those of the model that `create_model` builds of its configuration (LoRA
+            that is not merged, pruned, parametrized or quantized weights, another classifier or depth), or have no
+            values. Nothing is written then.
+        ValueError: if its values are not finite; nothing is written then.
         OSError: if the folder cannot be written.
     """
     from timm.models._hub import save_config_for_hf
@@ -64,10 +71,21 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, CONFIG_NAME)
         save_config_for_hf(model, path, model_args=args)
-        config = read_json(path)
-    origin = {} if base is None else {"base": base}
-    config = {**WRITTEN, "kind": "model", **origin, **config, "model_args": args}
-    return write_folder(Path(folder), model, config, {"format": "pt"})
+        origin = {} if base is None else {"base": base}
+        config = {**WRITTEN, "kind": "model", **origin, **read_json(path), "model_args": args}
+        write_json(path, config)
+        twin = _rebuilt(scratch, type(model).__name__)
+    return write_folder(Path(folder), model, twin, config, {"format": "pt"})
+
+
+def _rebuilt(folder: str, kind: str) -> Any:
+    """Build the model that the configuration in a folder says, without memory; raise TypeError if there is none."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # who loads the model hears them
+            return timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"cannot save this {kind}, which could not be built again: {error}") from error
 
 
 def saved_config(source: str, location: str, cache_dir: str | Path | None) -> tuple[str, dict[str, Any]] | None:
@@ -133,10 +151,16 @@ def read_weights(
 
     Raises:
         OSError, RuntimeError, ValueError: if the weights are not to be had, or are damaged; the classes are timm's.
+            ValueError if torch cannot read a file.
     """
     cfg, place = _at_commit(cfg, cache_dir)
     reader = _Reader()
-    load_pretrained(reader, pretrained_cfg={**place, "classifier": None, "first_conv": None}, cache_dir=cache_dir)
+    try:
+        load_pretrained(reader, pretrained_cfg={**place, "classifier": None, "first_conv": None}, cache_dir=cache_dir)
+    except (*UNREADABLE, OSError) as error:  # torch's do not name the file
+        if not cfg.file or str(cfg.file) in str(error):
+            raise
+        raise ValueError(f"{cfg.file} cannot be read as a file of tensors: {reason_of(error)}") from error
     held = {key.removeprefix(PREFIX): value for key, value in reader.state.items() if key.startswith(PREFIX)}
     state = {key: value for key, value in reader.state.items() if not key.startswith(PREFIX)}
     return cfg, state, held

@@ -132,12 +132,15 @@ def read_pickle(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if the file is none of theirs, is damaged, or would run code.
+        OSError: if it cannot be opened.
     """
     try:
         with torch.serialization.safe_globals(_FLOAT64_SCALAR):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a file of tensors: {_reason(error)}") from None
+    except (*UNREADABLE, OSError) as error:
+        if getattr(error, "filename", None) is not None:
+            raise
+        raise ValueError(f"{path} cannot be read as a file of tensors: {reason_of(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     for kind, prefix in (("denoiser", ""), ("model", "model.")):
@@ -183,8 +186,10 @@ def _pickled_keys(path: Path) -> set[str]:
     return {str(key) for state in states if isinstance(state, dict) for key in state}
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Say why torch cannot read a file, without its advice to read it unsafely."""
+    if isinstance(error, OSError | EOFError):
+        return f"it is cut off or damaged ({str(error) or type(error).__name__}); take another copy"
     if foreign := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it holds a {foreign[1]}, and nothing but tensors, plain values and numpy's float64 is read"
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]

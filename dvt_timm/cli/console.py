@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Column: TypeAlias = tuple[str, str]  # title, format of a number; the format is empty for text
 
+MOST = 2**31 - 1  # of a whole number: what libraries in C take
 DEMO = "vit_small_patch14_dinov2.dvt_demo"  # needs no network
 
 
@@ -23,11 +26,99 @@ class CommandError(Exception):
         self.status = status
 
 
+class SteadyStream(io.TextIOBase):
+    """A stream of the process that takes text whatever becomes of it: what is printed never stops the work.
+
+    Letters that its encoding lacks are escaped. Once it fails (a closed pipe, a full disk), or if there is none,
+    nothing more is written to it.
+
+    Attributes:
+        error: what it failed with, None if it did not.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.error: Exception | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The name of its encoding."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Give its number; raise OSError if it has none."""
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write a text if it can be written; its length."""
+        written = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self._attempt(lambda stream: stream.write(written))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what was written."""
+        self._attempt(lambda stream: stream.flush())
+
+    def _attempt(self, action: Callable[[TextIO], object]) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            action(stream)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            self.error, self._stream = error, None
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())  # Python tries what is left again when it ends
+
+
+@contextmanager
+def steady_streams() -> Iterator[SteadyStream]:
+    """Print through steady streams meanwhile; gives that of standard output."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # a result would get the number of a closed stream,
+        pass  # and with it what libraries print there
+    os.close(number)
+    out, err = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield out
+        finally:
+            out.flush()
+            err.flush()
+
+
 def positive(text: str) -> int:
     """Read a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or whole(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
-    return int(text)
+    return whole(text)
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text[:40]!r}") from error
+    if abs(number) > MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST:,}, got {text[:40]}")
+    return number
+
+
+def finite(text: str) -> float:
+    """Read a number; NaN and infinities are none."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text[:40]!r}")
+    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
+from .console import (
+    CommandError,
+    Commands,
+    add_large_images,
+    add_model_arguments,
+    finite,
+    positive,
+    quiet_hub,
+    report,
+    whole,
+)
 from .tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -66,7 +76,7 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--positions", type=positive, metavar="K", help="a row of means over K views of positions")
     rows.add_argument(
         "--projection",
-        type=int,
+        type=whole,
         default=32,
         metavar="R",
         help="dimensions of the projection that stands beside heads, 0 for none (default: %(default)s)",
@@ -88,14 +98,14 @@ def _add_numbers(parser: argparse.ArgumentParser, task: Task) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--squeeze", action="store_true", default=task.squeeze, help="squeeze images to squares")
     shape.add_argument("--keep-aspect", dest="squeeze", action="store_false", help="keep their aspect")
-    parser.add_argument("--layer", type=int, default=-1, metavar="I", help="block to read (default: the last)")
+    parser.add_argument("--layer", type=whole, default=-1, metavar="I", help="block to read (default: the last)")
     parser.add_argument("--limit", type=positive, metavar="N", help="take so many, spread evenly (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all draws (default: %(default)s)")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of all draws (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images in a pass (default: 8)")
     parser.add_argument("--half", action="store_true", help="bfloat16 in the forward passes")
     parser.add_argument(
         "--cache",
-        type=float,
+        type=finite,
         default=20.0,
         metavar="GB",
         help="how much of the maps is kept in REPORT/maps, 0 for none (default: %(default)s)",
@@ -162,7 +172,10 @@ def _rows_of(arguments: argparse.Namespace, size: int | None, team: Team) -> Row
         name_or_model, weights = (arguments.model, source) if is_place else (source, None)
         others[name] = load_model(name_or_model, weights, device)
     if arguments.positions:  # shares its weights with the model, and what is planted in them
-        others["positions"] = attach_positions(shallow_copy(model), arguments.positions)
+        try:
+            others["positions"] = attach_positions(shallow_copy(model), arguments.positions)
+        except TypeError as error:
+            raise CommandError(f"--positions: {error}") from error
     cache = None
     if arguments.cache > 0:
         cache = MapCache(arguments.out / MAPS, int(arguments.cache * GIGABYTE), writers=team.size)

@@ -82,7 +82,7 @@ def _extract_all(recipe: Recipe, images: dict[Path, Path]) -> tuple[int, int]:
     from .._util.images import ImageError
 
     skipped = kept = 0
-    for path, target in tqdm(images.items(), unit="image", disable=len(images) == 1):
+    for path, target in tqdm(images.items(), unit="image", disable=True if len(images) == 1 else None):
         try:
             if recipe.is_done(path, target):
                 kept += 1

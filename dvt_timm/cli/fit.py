@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import stage1
-from .console import CommandError, Commands, add_large_images, add_model_arguments, quiet_hub, report
+from .console import CommandError, Commands, add_large_images, add_model_arguments, quiet_hub, report, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--panel", action="store_true", help="draw each new decomposition into STORE/panels")
     parser.add_argument("--half", action="store_true", help="store float16 rather than float32")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="decides which views are drawn (default: %(default)s)"
+        "--seed", type=whole, default=0, metavar="N", help="decides which views are drawn (default: %(default)s)"
     )
     add_large_images(parser)
     stage1.add_options(parser)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .._util.files import as_file_name
 from .._util.folders import Survey, survey
 from .._util.images import printable
 from .console import CommandError, report
@@ -92,7 +93,7 @@ def find_images(paths: Iterable[Path], out: Path, given: list[Path] | None = Non
         for image in inside.images:
             relative = Path(image.name) if image == path else image.relative_to(path)
             stem = relative.stem if relative.stem.strip(".") else "image"
-            stems.setdefault(image.resolve(), Path(printable(relative.parent / stem)))
+            stems.setdefault(image.resolve(), Path(as_file_name(printable(relative.parent / stem))))
             shown.setdefault(image.resolve(), image)
     _report_folders(found, aside)
     if not stems:

@@ -30,6 +30,7 @@ def load_model(name: str, weights: str | None, device: str | None, positions: in
     Raises:
         CommandError: if the name, the weights or the device are not to be had.
     """
+    device = usable(device)
     _check_architecture(name)
     try:
         name, options = _request(name, weights)
@@ -38,11 +39,25 @@ def load_model(name: str, weights: str | None, device: str | None, positions: in
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **options)
     except UNBUILDABLE as error:
         raise CommandError(f"cannot build {weights or name}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"cannot use device {device!r}: {error}") from error
+    except RuntimeError as error:  # it may be full
+        raise CommandError(f"cannot use device {device!r}: {error}; pass another as --device, cpu say") from error
+
+
+def usable(device: str | None) -> str:
+    """Give a device back, or choose one for None.
+
+    Raises:
+        CommandError: if a number cannot be put there and read again: there is no such device, or none that computes.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CommandError(f"cannot use device {device!r}: {reason}; pass another as --device, cpu say") from error
+    return device
 
 
 def _check_architecture(name: str) -> None:

@@ -57,19 +57,22 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = _metrics(arguments.source, arguments.metrics)
     verdict = _verdict(arguments.source, arguments.yes)
     model_or_head, base = load_folder(arguments.source, arguments.base, merged=arguments.merged)
-    commit = push_to_hub(
-        model_or_head,
-        arguments.repo,
-        base=base,
-        metrics=metrics,
-        datasets=arguments.dataset,
-        verdict=verdict,
-        merged=arguments.merged or not isinstance(model_or_head, Head),
-        private=arguments.private or None,
-        revision=arguments.revision,
-        create_pr=arguments.create_pr,
-        commit_message=arguments.message,
-    )
+    try:
+        commit = push_to_hub(
+            model_or_head,
+            arguments.repo,
+            base=base,
+            metrics=metrics,
+            datasets=arguments.dataset,
+            verdict=verdict,
+            merged=arguments.merged or not isinstance(model_or_head, Head),
+            private=arguments.private or None,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.message,
+        )
+    except TypeError as error:  # no model that can be saved
+        raise CommandError(str(error)) from error
     if arguments.create_pr and commit.pr_url is None:
         print("dvt-timm: no pull request, the repository holds the same already", file=sys.stderr)
     print(commit.pr_url or commit.commit_url)

@@ -28,7 +28,7 @@ from .._util.images import (
 )
 from .._util.tensors import save_tensors
 from .._version import __version__
-from ..features import feature_maps
+from ..features import check_patches, feature_maps
 from ..names import name_of
 from ..offline.run import fingerprint
 from ..positions import PositionViews
@@ -45,11 +45,15 @@ class Recipe:
         weights: as the command line names it.
         size: pixels of an image's shorter side, None for the model's.
         patch: (row, column) that the panel's similarity refers to, None for the center.
+
+    Raises:
+        ValueError: if images of that size make more patches than attention can take.
     """
 
     def __init__(self, model: Any, weights: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
         self.model = model
         self.preprocessing = preprocessing_of(model, size)
+        check_patches(model, self.preprocessing.size, self.preprocessing.size)
         self.patch = patch
         self.metadata = {**_model_metadata(model, weights), **_options_metadata(self.preprocessing, patch)}
 
@@ -73,12 +77,13 @@ class Recipe:
             The panel's path.
 
         Raises:
-            ImageError: if the image cannot be read, is too elongated, does not fit in memory or has no such patch, or
-                its features are not finite.
+            ImageError: if the image cannot be read, is too elongated or too large, does not fit in memory or has no
+                such patch, or its features are not finite.
             CommandError: if the results cannot be written.
         """
         original, sha256 = read_hashed(path)
         check_aspect(path, original)
+        self._check_patches(path, original)
         try:
             image = self.preprocessing.resize(original)
             self._check_patch(path, image)
@@ -96,6 +101,12 @@ class Recipe:
             if getattr(error, "errno", None) == errno.ENAMETOOLONG:
                 raise ImageError(f"{path}: its name is too long for a result; rename it") from error
             raise CommandError(f"cannot write {target}: {error}") from error
+
+    def _check_patches(self, path: Path, image: Image.Image) -> None:
+        try:
+            check_patches(self.model, *self.preprocessing.size_of(image))
+        except ValueError as error:
+            raise ImageError(f"{path}: {error}") from error
 
     def _check_patch(self, path: Path, image: Image.Image) -> None:
         height, width = self.model.patch_embed.dynamic_feat_size((image.height, image.width))
@@ -148,7 +159,7 @@ def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
         metadata |= {key: json.dumps(value) for key, value in denoiser.config.items()}
     elif denoiser is not None:
         metadata["head_sha256"] = fingerprint(denoiser, skipped=())
-    return metadata if weights is None else {**metadata, "weights": weights}
+    return metadata if weights is None else {**metadata, "weights": printable(weights)}
 
 
 def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, positive
+from .console import CommandError, finite, positive, whole
 
 if TYPE_CHECKING:
     from ..offline import ImageFitter, Solver
@@ -33,7 +33,7 @@ def _add_views(views: argparse._ArgumentGroup) -> None:
     )
     views.add_argument(
         "--view-pairs",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="how many of these views are kept to train on (default: 0)",
@@ -41,17 +41,17 @@ def _add_views(views: argparse._ArgumentGroup) -> None:
     views.add_argument("--kind", choices=KINDS, default="jitter", help="what views show (default: %(default)s)")
     views.add_argument(
         "--zoom",
-        type=float,
+        type=finite,
         nargs=2,
         metavar="X",
         help="least and largest side of jitter's windows, relative to the image (default: 0.6 1.25)",
     )
     views.add_argument(
-        "--shift", type=float, metavar="X", help="how far jitter moves, as a share of the image (default: 0.25)"
+        "--shift", type=finite, metavar="X", help="how far jitter moves, as a share of the image (default: 0.25)"
     )
     views.add_argument(
         "--sides",
-        type=float,
+        type=finite,
         nargs=2,
         metavar="X",
         help="least and largest side of windows of positions (default: 0.5 1)",
@@ -66,7 +66,7 @@ def _add_views(views: argparse._ArgumentGroup) -> None:
         "--keep-aspect", action="store_true", help="do not squeeze images to a square; --size is the shorter side"
     )
     views.add_argument(
-        "--layer", type=int, default=-1, metavar="I", help="block to read, through the final norm (default: the last)"
+        "--layer", type=whole, default=-1, metavar="I", help="block to read, through the final norm (default: the last)"
     )
     views.add_argument("--edge-to-edge", action="store_true", help="place patches as the released code does")
     views.add_argument(
@@ -92,18 +92,18 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
         help="how smooth the closed form makes F: a number, or auto (default: 1)",
     )
     solver.add_argument(
-        "--density", type=float, metavar="X", help="nodes of the closed form's F per patch and direction (default: 2)"
+        "--density", type=finite, metavar="X", help="nodes of the closed form's F per patch and direction (default: 2)"
     )
     solver.add_argument(
         "--prior-views",
-        type=float,
+        type=finite,
         metavar="X",
         help="pull the closed form's G to what images share, or with --calibrate 0 to nothing, as much as so many "
         "views would (default: 8, or 0)",
     )
     solver.add_argument(
         "--calibrate",
-        type=int,
+        type=whole,
         metavar="N",
         help="find what artifacts share on so many images first (default: 40 of jitter, if there are as many, the "
         "images are squeezed to squares and --prior-views is not given; 0 otherwise)",
@@ -115,8 +115,8 @@ def _add_solver(solver: argparse._ArgumentGroup) -> None:
 
 def _smoothness(text: str) -> float | str:
     try:
-        return text if text == "auto" else float(text)
-    except ValueError as error:
+        return text if text == "auto" else finite(text)
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from error
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, positive
+from .console import CommandError, finite, positive, whole
 
 if TYPE_CHECKING:
     from ..evaluate.report import Report
@@ -61,7 +61,7 @@ def _artifacts(rows: Rows, photos: list[Path], arguments: Arguments) -> Report:
 
 def _add_artifacts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--mic", type=int, default=4, metavar="N", help="photos of which MIC is taken, seconds each (default: 4)"
+        "--mic", type=whole, default=4, metavar="N", help="photos of which MIC is taken, seconds each (default: 4)"
     )
 
 
@@ -102,7 +102,7 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="draws that count (default: 1)")
     parser.add_argument(
-        "--share", type=float, default=0.5, metavar="X", help="images that train, where no list says (default: 0.5)"
+        "--share", type=finite, default=0.5, metavar="X", help="images that train, where no list says (default: 0.5)"
     )
 
 
@@ -172,9 +172,9 @@ def _add_propagation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--year", choices=("2016", "2017"), help="whose lists count (default: 2017, if it is there)")
     parser.add_argument("--frames", type=positive, metavar="N", help="take the first ones of each video (default: all)")
     parser.add_argument("--neighbors", type=positive, default=5, metavar="K", help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.1, metavar="T", help="(default: %(default)s)")
-    parser.add_argument("--context", type=int, default=7, metavar="N", help="frames looked back at (default: 7)")
-    parser.add_argument("--radius", type=int, default=12, metavar="N", help="patches around (default: %(default)s)")
+    parser.add_argument("--temperature", type=finite, default=0.1, metavar="T", help="(default: %(default)s)")
+    parser.add_argument("--context", type=whole, default=7, metavar="N", help="frames looked back at (default: 7)")
+    parser.add_argument("--radius", type=whole, default=12, metavar="N", help="patches around (default: %(default)s)")
 
 
 def _open_boxes(arguments: Arguments) -> Any:
@@ -192,7 +192,7 @@ def _discovery(rows: Rows, photos: Any, arguments: Arguments) -> Report:
 def _add_discovery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="trainval", metavar="NAME", help="list of photos (default: %(default)s)")
     parser.add_argument(
-        "--bias", type=float, default=0.0, metavar="X", help="added to LOST's scalar products (default: 0)"
+        "--bias", type=finite, default=0.0, metavar="X", help="added to LOST's scalar products (default: 0)"
     )
 
 

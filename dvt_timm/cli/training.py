@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, positive, report
+from .console import CommandError, finite, positive, report, whole
 
 if TYPE_CHECKING:
     from ..evaluate.report import Report
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> No
     numbers.add_argument("--steps", type=positive, metavar="N", help="updates of the weights (default: the preset's)")
     numbers.add_argument(
         "--most-passes",
-        type=float,
+        type=finite,
         metavar="X",
         help="refuse to go more often through the pairs; presets take fewer steps then (default: 1,000)",
     )
@@ -37,16 +37,18 @@ def add_options(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> No
     )
     numbers.add_argument("--accumulation", type=positive, metavar="N", help="batches that make up a step (default: 1)")
     numbers.add_argument(
-        "--lr", type=float, metavar="X", help="peak of the learning rate (default: 2e-4 * sqrt(batch size / 256))"
+        "--lr", type=finite, metavar="X", help="peak of the learning rate (default: 2e-4 * sqrt(batch size / 256))"
     )
     numbers.add_argument(
-        "--warmup", type=float, metavar="X", help="share of the steps over which the rate rises (default: 0.15)"
+        "--warmup", type=finite, metavar="X", help="share of the steps over which the rate rises (default: 0.15)"
     )
-    numbers.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 1e-5)")
+    numbers.add_argument("--weight-decay", type=finite, metavar="X", help="of AdamW (default: 1e-5)")
     numbers.add_argument("--precision", choices=("no", "bf16", "fp16"), help="a type to mix with float32 (default: no)")
-    numbers.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default: %(default)s)")
     numbers.add_argument(
-        "--workers", type=int, metavar="N", help="threads that read samples ahead (default: 4, on a CPU 1)"
+        "--seed", type=whole, default=0, metavar="N", help="of weights and order (default: %(default)s)"
+    )
+    numbers.add_argument(
+        "--workers", type=whole, metavar="N", help="threads that read samples ahead (default: 4, on a CPU 1)"
     )
     numbers.add_argument(
         "--held-out", type=positive, metavar="N", help="samples kept from training (default: a twentieth, at most 64)"

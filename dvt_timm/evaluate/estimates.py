@@ -73,7 +73,7 @@ def mean_over(values: Tensor) -> Estimate:  # [N]
 
 
 def ratio_over(numerators: Tensor, denominators: Tensor, drawn: Tensor | None = None) -> Estimate:
-    """Divide the sum over the photos of one figure by that of another.
+    """Divide the sum over the photos of one figure by that of another; NaN where that is not positive.
 
     Args:
         numerators: [N].
@@ -82,7 +82,7 @@ def ratio_over(numerators: Tensor, denominators: Tensor, drawn: Tensor | None = 
     """
     top, bottom = numerators.double(), denominators.double()
     counts = resampled(len(top)) if drawn is None else drawn
-    return Estimate(float(top.sum() / bottom.sum()), (counts @ top) / (counts @ bottom))
+    return Estimate(float(top.sum()), counts @ top) / Estimate(float(bottom.sum()), counts @ bottom)
 
 
 def mean_iou_over(confusions: Tensor) -> Estimate:  # [N, K, K], label by prediction, of each photo

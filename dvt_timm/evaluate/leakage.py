@@ -5,6 +5,7 @@ Letters: h x w patches, C channels; four targets: x, y, |x| and |y| from the mid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,14 +75,16 @@ def errors_of(read: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:  # [N, 4] b
 
 
 def r2_over(sums: Sequence[tuple[Tensor, Tensor]]) -> list[Estimate]:
-    """Estimate the R2 of each of the four targets from what `errors_of` gives of every photo."""
+    """Estimate the R2 of each of the four targets from what `errors_of` gives of every photo; NaN of one that is the
+    same in every patch.
+    """
     errors, squares = (torch.stack(part) for part in zip(*sums, strict=True))  # [N, 4] both
     return [ratio_over(errors[:, t], squares[:, t]).complement() for t in range(len(TARGETS))]
 
 
 def mean_r2(each: Sequence[Estimate]) -> Estimate:
-    """Average the R2 of the targets, each at least 0: below it nothing is read."""
-    return Estimate.mean([estimate.at_least(0) for estimate in each])
+    """Average the R2 of the targets that differ from patch to patch, each at least 0: below it nothing is read."""
+    return Estimate.mean([known.at_least(0) for known in each if not math.isnan(known.value)] or each[:1])
 
 
 def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[str, float]:
@@ -95,7 +98,8 @@ def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[st
         test: maps of other photos.
 
     Returns:
-        R2 of "x", "y", "|x|" and "|y|"; 1 means perfectly readable.
+        R2 of "x", "y", "|x|" and "|y|", without those that are the same in every patch (as |x| is where maps are two
+        patches wide); 1 means perfectly readable.
 
     Raises:
         ValueError: if either has no map.
@@ -108,4 +112,5 @@ def position_leakage(train: Iterable[Tensor], test: Iterable[Tensor]) -> dict[st
     if not sums:
         raise ValueError("position leakage needs at least one map [h, w, C] to test on")
     errors, squares = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
-    return dict(zip(TARGETS, (1 - errors / squares).tolist(), strict=True))
+    scores = zip(TARGETS, (1 - errors / squares).tolist(), (squares > 0).tolist(), strict=True)
+    return {target: score for target, score, differs in scores if differs}

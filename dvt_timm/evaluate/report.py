@@ -125,9 +125,9 @@ class Report:
         low, high = difference.interval
         if difference.value == 0 or high == low:
             return ""
-        error = (high - low) / 2 / NORMAL
-        needed = max(math.ceil(self.count * ((NORMAL + POWER) * error / difference.value) ** 2), self.count + 1)
-        return f"; to tell so small a one it takes some {_rounded(needed)}"
+        share = (NORMAL + POWER) * (high - low) / 2 / NORMAL / difference.value
+        needed = max(self.count * share * share, self.count + 1)
+        return f"; to tell so small a one it takes some {_rounded(math.ceil(needed))}" if math.isfinite(needed) else ""
 
     def table(self) -> str:
         """Write the figures as a Markdown table, a measure a line, 95 % intervals in brackets, published ones below."""

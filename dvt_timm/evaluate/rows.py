@@ -19,7 +19,7 @@ from .._util.images import preprocessing_of
 from .._util.modules import uncompiled
 from .._util.team import Alone, Team
 from ..cleaned import as_plain, plain_intermediates
-from ..features import feature_maps
+from ..features import check_patches, feature_maps
 from ..head import Head
 from ..names import name_of
 from ..offline.run import fingerprint
@@ -216,9 +216,13 @@ class Rows:
         return tuple(model.patch_embed.patch_size), stride, preprocessing.mean, preprocessing.std
 
     def _pixels(self, image: Image.Image) -> tuple[int, int]:
+        """Give (height, width) in pixels of an image as models see it; raise ValueError if that is too large."""
         if self.squeeze:
-            return squeezed_size(self.model, self.size)
-        return preprocessing_of(self.model, self.size).size_of(image)
+            pixels = squeezed_size(self.model, self.size)
+        else:
+            pixels = preprocessing_of(self.model, self.size).size_of(image)
+        check_patches(self.model, *pixels)
+        return pixels
 
     def _batch(self, images: Sequence[Image.Image]) -> list[Maps]:
         each = {name: self._raw(name, images) for name in self._models}

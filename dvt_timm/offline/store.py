@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._util.errors import RunError
-from .._util.files import alone_in, read_json, remove_scratch, sha256_of, write_json
+from .._util.files import alone_in, json_text, read_json, remove_scratch, sha256_of, write_json
 from .._util.images import printable
 from .._util.tensors import save_tensors
 from .._version import __version__
@@ -272,7 +272,7 @@ def _entries_of(file: Path) -> list[Entry]:
 
 
 def _write(target: Path, maps: dict[str, Tensor], records: dict[str, Any]) -> None:
-    metadata = {"version": __version__, "images": json.dumps(records)}
+    metadata = {"version": __version__, "images": json_text(records)}
     save_tensors(maps, target, metadata)
 
 

@@ -27,6 +27,7 @@ from .._util.images import Preprocessing, as_image, pixels_of, preprocessing_of
 from .._util.modules import uncompiled
 from .._util.threads import made_ahead
 from ..cleaned import plain_intermediates
+from ..features import check_patches
 from ..positions import SIDES, WHOLE, PositionWindows, sample_position_windows, under_windows
 from .coords import PatchGrid, Windows, patch_xy
 from .solution import Views
@@ -223,9 +224,8 @@ def check_arguments(
     depth = len(model.blocks)
     if not -depth <= layer < depth:
         raise ValueError(f"layer must be {-depth}..{depth - 1} (the model has {depth} blocks), got {layer}")
-    least = 2 * max(model.patch_embed.patch_size)
-    if size is not None and size < least:
-        raise ValueError(f"size must be at least two patches, {least} pixels, got {size}")
+    if size is not None:
+        check_size(model, (size, size))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 < zoom[0] <= zoom[1] <= MOST_ZOOM:
@@ -267,13 +267,22 @@ def squeezed_size(model: Any, size: int | None) -> tuple[int, int]:
 
 
 def check_fits(model: Any, size: tuple[int, int]) -> None:
-    """Raise ValueError if a model is built for images of one size, and that is not (H, W)."""
+    """Raise ValueError if a model is built for images of one size, and that is not (H, W); or as `check_size` does."""
+    check_size(model, size)
     embed = model.patch_embed
     if embed.strict_img_size and size != tuple(embed.img_size):
         raise ValueError(
             f"images of {size[0]} x {size[1]} pixels do not fit a model built for {embed.img_size[0]} x "
             f"{embed.img_size[1]}; build it with dynamic_img_size=True"
         )
+
+
+def check_size(model: Any, size: tuple[int, int]) -> None:
+    """Raise ValueError if images of (H, W) pixels have fewer than two patches a side, or more than attention takes."""
+    least = 2 * max(model.patch_embed.patch_size)
+    if min(size) < least:
+        raise ValueError(f"size must be at least two patches, {least} pixels, got {min(size)}")
+    check_patches(model, *size)
 
 
 def _mirrored(image: Image.Image, windows: Windows) -> tuple[Image.Image, tuple[int, int]]:

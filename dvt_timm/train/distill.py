@@ -20,7 +20,7 @@ from ..features import feature_maps
 from ..head import Head
 from ..names import backbone_of, full_name, name_of
 from ..offline.run import fingerprint
-from ..offline.views import check_fits, squeezed_size
+from ..offline.views import check_fits, check_size, squeezed_size
 from .data import Images, Sample, digest_of
 from .loss import at_least_float32
 from .stage import Batch
@@ -55,7 +55,7 @@ class DistillStage:
 
     Raises:
         ValueError: if timm knows neither the teacher's own name nor `base`, or that is of another architecture; if the
-            teacher takes images of another size only.
+            teacher takes images of another size only, or they have fewer than two patches a side, or too many.
     """
 
     workers = True
@@ -72,6 +72,10 @@ class DistillStage:
         grad_checkpointing: bool = False,
         device: torch.device | None = None,
     ) -> None:
+        if size is not None:
+            check_size(teacher, (size, size))
+        pixels = squeezed_size(teacher, size)
+        check_fits(teacher, pixels)
         self.base = _base_of(teacher, base)
         student: Any = undenoise(copy.deepcopy(teacher)).requires_grad_(True)
         tag = "_".join(filter(None, (self.base.partition(".")[2], DISTILLED)))
@@ -82,8 +86,6 @@ class DistillStage:
                 getattr(student, name).requires_grad_(False)
         self.module = PatchFeatures(student)
         self.teacher = teacher.to(device).eval()
-        pixels = squeezed_size(teacher, size)
-        check_fits(teacher, pixels)
         self.samples = Images(paths, preprocessing_of(teacher, None), pixels)
 
     @property

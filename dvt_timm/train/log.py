@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._util.files import replacing
+from .._util.files import json_text, replacing
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 
@@ -28,7 +28,7 @@ class RunLog:
 
     def write(self, step: int, group: str, numbers: dict[str, float]) -> None:
         """Write one line: `{"step": ..., "group": ..., name: number, ...}`."""
-        self._file.write(json.dumps({"step": step, "group": group, **numbers}) + "\n")
+        self._file.write(json_text({"step": step, "group": group, **numbers}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, number in numbers.items():
@@ -58,4 +58,4 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     kept = [line for line in read_log(path.parent) if line["step"] <= step]
     with replacing(path) as scratch:
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        scratch.write_text("".join(json_text(line) + "\n" for line in kept), encoding="utf-8")

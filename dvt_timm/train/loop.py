@@ -256,6 +256,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.module.eval()
             predicted = self.predicted(self.module)
+            if not all(bool(fmap.isfinite().all()) for fmap in predicted):
+                raise RunError(
+                    f"what is predicted of held-out images is not finite after step {self.step}; {NOT_FINITE}"
+                )
             scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()])
             log.write(self.step, "held out", scores)
             self._draw(predicted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, replacing, write_json
+from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, write_json, write_text
 from .._util.team import WAITING, Team
 from ..cleaned import Cleaned
 from ..evaluate.report import Report
@@ -22,7 +23,7 @@ from .config import TrainConfig
 from .data import Images, OnlinePairs
 from .denoiser import DenoiserStage
 from .distill import DistillStage
-from .evaluation import evaluate
+from .evaluation import evaluate, left_out
 from .loop import Skipped, Trainer
 from .record import SETTINGS, begun_with, check_begun_with, record
 from .stage import Stage
@@ -179,15 +180,15 @@ def _finish(trainer: Trainer) -> Report:
     run, stage = trainer.run, trainer.stage
     trainer.unseen()  # leaves out what cannot be read
     stage.save(trainer.module, run / LAST)
-    metrics = {f"held-out images ({len(trainer.held_out)})": _results(trainer)}
+    results, count = _results(trainer), len(trainer.held_out)
+    metrics = {f"held-out images ({count})": results}
     write_json(run / METRICS, metrics)
     report = replace(_verdict(trainer), skipped=dict(trainer.skipped))
-    said = sentences(report)
+    said = [*sentences(report), *left_out(results, count)]
     write_json(run / VERDICT, {**report.as_json(), "sentences": said, "worse": report.is_worse(TRAINED)})
     config = {**read_json(run / CONFIG_NAME), "base": stage.base}
     card = render_card(config, f"local-dir:{run}", eval_results(metrics), verdict=said)
-    with replacing(run / CARD) as scratch:
-        scratch.write_text(str(card), encoding="utf-8")
+    write_text(run / CARD, str(card))
     return report
 
 
@@ -215,9 +216,12 @@ def _projection(trainer: Trainer) -> PositionProjection | None:
 
 
 def _results(trainer: Trainer) -> dict[str, float]:
-    """Give the best weights' scores on the held-out samples, and those of the features without a denoiser."""
+    """Give the best weights' scores on the held-out samples, and those of the features without a denoiser.
+
+    A checkpoint of version 0.1 may hold scores that are not finite; they are left out, as they are now.
+    """
     pairs = trainer.unseen()
     before = evaluate([pair.raw[0] for pair in pairs], [pair.target[0] for pair in pairs])
     scores = {name: score for name, score in trainer.best.items() if name != "step"}
     scores |= {f"{name}, raw features": score for name, score in before.items()}
-    return {name: round(score, DIGITS) for name, score in scores.items()}
+    return {name: round(score, DIGITS) for name, score in scores.items() if math.isfinite(score)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,16 @@ from filelock import FileLock
 from helpers import full_disk
 
 from dvt_timm._util.errors import RunError
-from dvt_timm._util.files import alone_in, read_json, remove_scratch, replacing, sha1s_of, sha256_of, write_json
+from dvt_timm._util.files import (
+    alone_in,
+    json_text,
+    read_json,
+    remove_scratch,
+    replacing,
+    sha1s_of,
+    sha256_of,
+    write_json,
+)
 
 
 def begin(folder: Path, **settings: Any) -> None:
@@ -118,3 +129,11 @@ def test_what_cannot_be_written_says_so_with_its_number(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*file/run: .*files are kept") as caught:
         begin(tmp_path / "file/run")
     assert caught.value.errno == errno.ENOTDIR
+
+
+def test_json_that_every_reader_takes(tmp_path: Path) -> None:
+    value = {"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, True, None, "NaN")}]}
+    write_json(tmp_path / "a.json", value)
+    expected = {"a": None, "b": [1.5, None, {"c": [None, True, None, "NaN"]}]}
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == expected
+    assert json_text({"a": 1}) == '{"a": 1}'

@@ -10,7 +10,9 @@ import timm
 import torch
 from helpers import DEMO, FAMILIES, VIT, create, images, random_head, same_weights, size_of
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import dvt_timm
 from dvt_timm.manifest import weights_path
@@ -111,6 +113,101 @@ def test_features_only_models_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="without features_only"):
         dvt_timm.save_model(create(VIT, features_only=True), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Lora(nn.Module):
+    """A layer as peft wraps it."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, 2, bias=False)})
+
+
+def with_lora(model: Any) -> None:
+    model.blocks[0].attn.qkv = Lora(model.blocks[0].attn.qkv)
+
+
+def with_deeper_classifier(model: Any) -> None:
+    model.head = nn.Sequential(nn.Linear(128, 4), nn.Linear(4, 2))
+
+
+def with_nan(model: Any) -> None:
+    model.norm.weight.data[0] = float("nan")
+
+
+def cut(model: Any) -> None:
+    model.blocks = model.blocks[:2]
+
+
+CHANGES = {
+    "lora": (with_lora, r"blocks\.0\.attn\.qkv\.base_layer\.weight.*call merge_and_unload\(\) first"),
+    "pruned": (lambda m: prune.l1_unstructured(m.blocks[0].attn.qkv, "weight", 0.5), r"weight_orig.*prune\.remove"),
+    "weight norm": (lambda m: weight_norm(m.blocks[0].attn.qkv), r"original0.*remove_parametrizations"),
+    "classifier": (with_deeper_classifier, r"has head\.0\.weight, .*reset_classifier"),
+    "wider classifier": (lambda m: setattr(m, "head", nn.Linear(128, 9)), r"has head\.weight.*reset_classifier"),
+    "buffer": (lambda m: m.register_buffer("extra", torch.ones(1)), r"has extra; save a model as create_model builds"),
+    "cut": (cut, r"lacks blocks\.2\.norm1\.weight, .* and \d+ more"),
+    "pruned head": (
+        lambda m: prune.l1_unstructured(m.denoiser.denoiser.mlp.fc1, "weight", 0.5),
+        r"has denoiser\..*remove",
+    ),
+    "meta": (lambda m: m.to("meta"), "is on the meta device, without values"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_could_not_be_read_again_is_refused(change: str, tmp_path: Path) -> None:
+    model, (make, message) = create(VIT, denoiser=random_head(), num_classes=3), CHANGES[change]
+    make(model)
+    with pytest.raises(TypeError, match=f"cannot save this DenoisedVisionTransformer.*{message}"):
+        dvt_timm.save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = create(VIT, denoiser=random_head())
+    with_nan(model)
+    with pytest.raises(ValueError, match=r"the model: values of norm\.weight are not finite"):
+        dvt_timm.save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_models_are_refused(tmp_path: Path) -> None:
+    model = torch.ao.quantization.quantize_dynamic(create(VIT, denoiser=random_head()), {nn.Linear})
+    with pytest.raises(TypeError, match="save it before it is quantized"):
+        dvt_timm.save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_name_of_timm_builds_is_refused(tmp_path: Path) -> None:
+    model = create(VIT, denoiser=random_head())
+    model.pretrained_cfg = {**model.pretrained_cfg, "architecture": "my_vit"}
+    with pytest.raises(TypeError, match=r"could not be built again: .*my_vit"):
+        dvt_timm.save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tied_weights_are_read_back(tmp_path: Path) -> None:
+    model = create(VIT, denoiser=random_head())
+    model.blocks[1] = model.blocks[0]
+    dvt_timm.save_model(model, tmp_path)
+    assert torch.equal(features(timm.create_model(f"local-dir:{tmp_path}", pretrained=True)), features(model))
+
+
+@pytest.mark.parametrize("change", ["half", "channels_last", "other classes", "shared storage"])
+def test_what_is_changed_and_read_back(change: str, tmp_path: Path) -> None:
+    model = create(VIT, denoiser=random_head(), num_classes=3)
+    if change == "half":
+        model = model.half()
+    elif change == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    elif change == "other classes":
+        model.reset_classifier(5, "avg")
+    else:
+        model.blocks[0].attn.qkv.weight.data = torch.cat([model.blocks[0].attn.qkv.weight.data] * 2)[:384]
+    dvt_timm.save_model(model, tmp_path)
+    assert same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).to(model.norm.weight.dtype), model)
 
 
 def test_what_its_configuration_says(tmp_path: Path) -> None:

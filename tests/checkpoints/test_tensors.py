@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import FAMILIES, GOLDEN_HEADS, VIT, create, files_of, random_head
+from timm.models import PretrainedCfg
 
 import dvt_timm
+from dvt_timm.checkpoints.models import read_weights
 from dvt_timm.checkpoints.tensors import kind_of, read_pickle
 
 
@@ -70,6 +73,21 @@ def test_truncated(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read"):
         read_pickle(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.99])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_that_are_cut_off_are_named(zipped: bool, share: float, tmp_path: Path) -> None:
+    """PyTorch says "[Errno 22] Invalid argument" of some, and never which."""
+    path, head = tmp_path / "a.pth", random_head(64, (16, 16))
+    torch.save({"denoiser": head.state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} cannot be read as a file of tensors: "):
+        read_pickle(path)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read_weights(PretrainedCfg(file=str(path)), None)
+    with pytest.raises(FileNotFoundError):
+        read_pickle(tmp_path / "missing.pth")
 
 
 class TestKindOf:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dvt_timm.cli.console import add_model_arguments, cell, one_line, positive, report, table
+from dvt_timm.cli.console import add_model_arguments, cell, finite, one_line, positive, report, table, whole
 
 
 def test_whole_numbers_from_1_on() -> None:
@@ -13,6 +13,25 @@ def test_whole_numbers_from_1_on() -> None:
     for text in ("0", "-1", "1.5", "", "one", "²"):
         with pytest.raises(argparse.ArgumentTypeError, match="must be a positive whole number, got "):
             positive(text)
+
+
+@pytest.mark.parametrize("text", ["2147483648", "9" * 5000])
+def test_whole_numbers_that_libraries_take(text: str) -> None:
+    for read in (positive, whole):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=r"must be (at most 2,147,483,647|a whole number), got 2?9?"
+        ):
+            read(text)
+    assert (whole("-3"), whole("2147483647")) == (-3, 2147483647)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, got 'x'"):
+        whole("x")
+
+
+def test_numbers_that_are_some() -> None:
+    assert finite("-1e3") == -1000
+    for text in ("nan", "inf", "-inf", "1e999", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a number, got "):
+            finite(text)
 
 
 def test_text_goes_left_and_numbers_go_right() -> None:

@@ -127,6 +127,24 @@ def test_unwritable_out(tmp_path: Path, capsys: Any) -> None:
         assert "cannot make the folder" in error_of(capsys, "features", str(image), "--out", str(out))
 
 
+@pytest.mark.parametrize("size", ["3000000000", "2147483647", "10000000", "7182"])
+def test_sizes_that_attention_cannot_take(run: Callable[..., int], tmp_path: Path, capsys: Any, size: str) -> None:
+    saved(tmp_path / "a.png")
+    if size == "3000000000":
+        with pytest.raises(SystemExit):
+            run("a.png", size=size)
+        assert "argument --size: must be at most 2,147,483,647" in capsys.readouterr().err
+        return
+    assert run("a.png", size=size) == 2
+    assert "patches, and attention takes at most 262,144; choose a smaller size" in capsys.readouterr().err
+
+
+def test_an_image_that_is_too_long_for_the_size(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    saved(tmp_path / "a.png", picture(20, 300))
+    assert run("a.png", size="2800") == 1
+    assert "skipped a.png: 2800 x 42000 pixels make 200 x 3000 patches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["0", "-14", "big", "1.5"])
 def test_bad_size(size: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as exit:

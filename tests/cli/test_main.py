@@ -6,6 +6,8 @@ import argparse
 import subprocess
 import sys
 import warnings
+from email.message import EmailMessage
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,9 @@ class NoSuchShapeError(ValueError):
     """An error of the library's own."""
 
 
-@pytest.mark.parametrize("error", [NoSuchShapeError, FileNotFoundError, RuntimeError, ModuleNotFoundError])
+@pytest.mark.parametrize(
+    "error", [NoSuchShapeError, FileNotFoundError, RuntimeError, ModuleNotFoundError, MemoryError, OverflowError]
+)
 def test_what_the_library_refuses_is_one_line(error: type[Exception], capsys: Any, monkeypatch: Any) -> None:
     def refuse(arguments: argparse.Namespace) -> int:
         raise error("this is\nwrong")
@@ -116,10 +120,31 @@ def test_what_the_library_refuses_is_one_line(error: type[Exception], capsys: An
     assert capsys.readouterr().err == "dvt-timm: error: this is wrong\n"
 
 
-def test_what_nobody_expects_is_a_traceback(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("urls", [None, ["Repository, https://example.org/dvt-timm"]])
+def test_what_nobody_expects_is_a_traceback_and_where_to_send_it(urls: Any, capsys: Any, monkeypatch: Any) -> None:
+    known = EmailMessage()
+    for url in urls or ():
+        known["Project-URL"] = url
+    monkeypatch.setattr(cli, "metadata", lambda name: known)
     monkeypatch.setattr(features, "run", lambda arguments: [][0])
-    with pytest.raises(IndexError):
-        cli.main(["features", "a.png"])
+    assert cli.main(["features", "a.png"]) == 70
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == "IndexError: list index out of range"
+    assert lines[-1].startswith(
+        f"dvt-timm: this is a bug of dvt-timm {dvt_timm.__version__}; report the lines above to "
+    )
+    assert lines[-1].endswith(" https://example.org/dvt-timm" if urls else " its maintainers")
+
+
+def test_a_bug_where_nothing_is_installed(capsys: Any, monkeypatch: Any) -> None:
+    def missing(name: str) -> Any:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(cli, "metadata", missing)
+    monkeypatch.setattr(features, "run", lambda arguments: [][0])
+    assert cli.main(["features", "a.png"]) == 70
+    assert capsys.readouterr().err.endswith(" report the lines above to its maintainers\n")
 
 
 def test_warnings_are_one_line_each(capsys: Any, monkeypatch: Any) -> None:

@@ -31,12 +31,30 @@ DEMO_HEAD = manifest.weights_path("demo/head.safetensors")
         (["--model", "vit_giant_patch14_dinov2.dvt"], "no published weights"),
         (["--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),
         (["--weights", "missing.safetensors"], "missing.safetensors not found"),
-        (["--device", "nonsense"], "cannot use device 'nonsense'"),
+        *(
+            (["--device", each], f"cannot use device '{each}': ")
+            for each in ("nonsense", "meta", "hpu", "xla", "cuda:99")
+        ),
     ],
 )
 def test_what_cannot_be_built(tmp_path: Path, capsys: Any, options: list[str], message: str) -> None:
     image = saved(tmp_path / "a.png")
     assert message in error_of(capsys, "features", str(image), "--out", str(tmp_path / "out"), *options)
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense"])
+def test_the_device_is_looked_at_first(tmp_path: Path, capsys: Any, monkeypatch: Any, device: str) -> None:
+    def built(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was built, or downloaded")
+
+    monkeypatch.setattr(timm, "create_model", built)
+    monkeypatch.setattr("dvt_timm.cli.models.kind_of", built)
+    image = saved(tmp_path / "a.png")
+    for command in ("features", "fit", "debias"):
+        options = ["--out", str(tmp_path / command), "--weights", "hf-hub:me/head", "--device", device]
+        line = error_of(capsys, command, str(image), *options)
+        assert line.startswith(f"dvt-timm: error: cannot use device '{device}': ")
+        assert line.endswith("; pass another as --device, cpu say")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dvt_timm.evaluate import mean_iou
-from dvt_timm.evaluate.estimates import Estimate, mean_iou_over, mean_over, resampled
+from dvt_timm.evaluate.estimates import Estimate, mean_iou_over, mean_over, ratio_over, resampled
 
 
 def test_a_mean_and_its_interval() -> None:
@@ -65,3 +65,10 @@ def test_mean_iou_of_confusions() -> None:
 def test_resamples_are_the_same_every_time() -> None:
     assert torch.equal(resampled(7), resampled(7))
     assert (resampled(7).sum(dim=1) == 7).all()
+
+
+def test_shares_of_nothing_are_no_numbers() -> None:
+    share = ratio_over(torch.ones(3), torch.zeros(3))
+    assert math.isnan(share.value)
+    assert share.samples.isnan().all()
+    assert math.isnan(share.complement().value)

@@ -137,12 +137,26 @@ def test_a_teacher_may_be_frozen_and_teaches_again(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.denoiser.parameters())
 
 
-@pytest.mark.parametrize(("size", "pixels"), [(None, 48), (60, 64), (50, 48), (3, 16)])
+@pytest.mark.parametrize(("size", "pixels"), [(None, 48), (60, 64), (50, 48), (32, 32)])
 def test_images_have_whole_patches(size: int | None, pixels: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(TINY, img_size=50, dynamic_img_size=True, denoiser={"grid_size": [3, 3]}).eval()
     stage = DistillStage(model, photos(tmp_path / "photos", 1), size=size)
     assert stage.samples[0].shape == (3, pixels, pixels)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (31, "size must be at least two patches, 32 pixels, got 31"),
+        (10**9, r"\d+ patches, and attention takes at most 262,144; choose a smaller size"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_at_once(size: int, message: str, tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 3)
+    with pytest.raises(ValueError, match=message):
+        distill(teacher(), paths, tmp_path / "run", SHORT, size=size)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_one_size(tmp_path: Path) -> None:

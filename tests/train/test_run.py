@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -27,6 +28,7 @@ import dvt_timm
 from dvt_timm._util.errors import RunError
 from dvt_timm.offline import FeatureStore, ImageFitter, open_store
 from dvt_timm.offline.run import settings_of
+from dvt_timm.publish.card import eval_results
 from dvt_timm.train import (
     DenoiserStage,
     OnlinePairs,
@@ -311,3 +313,52 @@ else:
     teacher = timm.create_model("local-dir:teacher", pretrained=True)
     distill(teacher, sorted(map(str, Path("photos").iterdir())), run, config, accelerator=accelerator)
 """
+
+
+def strict(path: Path) -> Any:
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(("grid", "left_out"), [((2, 2), "leakage |x|, leakage |y|"), ((1, 1), "leakage x, leakage y")])
+def test_figures_that_are_not_defined(grid: tuple[int, int], left_out: str, tmp_path: Path) -> None:
+    """A run that has done its work ends with its files whole, and says what is left out of them."""
+    config, run = replace(SHORT, held_out=5), tmp_path / "run"
+    store = store_of(tmp_path / "store", planted(12, grid=grid))
+    report = train_denoiser(store, TINY, run, config)
+    assert report is not None
+    (scores,) = strict(run / "metrics.json").values()
+    assert "error" in scores
+    assert "leakage |x|" not in scores
+    card = (run / "README.md").read_text()
+    assert f"- {left_out}" in card
+    assert any(left_out in sentence for sentence in strict(run / "verdict.json")["sentences"])
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in (run / "log.jsonl").read_text().splitlines())
+    assert eval_results(strict(run / "metrics.json"))  # as `push` takes them
+
+
+def test_targets_that_are_the_same_everywhere(tmp_path: Path) -> None:
+    pairs = [(raw, torch.ones_like(raw)) for raw, _ in planted(12)]
+    report = train_denoiser(store_of(tmp_path / "store", pairs), TINY, tmp_path / "run", replace(SHORT, held_out=5))
+    assert report is not None
+    (scores,) = strict(tmp_path / "run/metrics.json").values()
+    assert "error" not in scores
+    assert not strict(tmp_path / "run/verdict.json")["worse"]
+    card = (tmp_path / "run/README.md").read_text()
+    assert "error to the targets is not known" in card
+    assert "error is left out: the targets are the same in every patch." in card
+
+
+def test_scores_of_an_older_checkpoint_that_are_not_finite(store: FeatureStore, tmp_path: Path) -> None:
+    train_denoiser(store, TINY, tmp_path / "run", SHORT)
+    state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    state["best"]["leakage |x|"] = math.nan
+    torch.save(state, tmp_path / "run" / CHECKPOINT)
+    train_denoiser(store, TINY, tmp_path / "run", SHORT)
+    (scores,) = strict(tmp_path / "run/metrics.json").values()
+    assert "leakage |x|" not in scores
+
+
+def test_predictions_that_are_not_finite_stop_a_run(store: FeatureStore, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Trainer, "predicted", lambda self, module: [torch.full((4, 4, 64), math.nan)] * 2)
+    with pytest.raises(RunError, match="predicted of held-out images is not finite after step 4"):
+        train_denoiser(store, TINY, tmp_path / "run", SHORT)

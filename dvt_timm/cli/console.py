@@ -137,7 +137,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_large_images(parser: argparse.ArgumentParser) -> None:
     """Add --large-images, which `reading` obeys."""
     parser.add_argument(
-        "--large-images", action="store_true", help="read images of up to 537 megapixels (default: 178)"
+        "--large-images", action="store_true", help="read images of up to 537 megapixels (default: 179)"
     )
 
 

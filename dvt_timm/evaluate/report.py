@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from .._util.files import replacing, write_json, write_text
+from .._util.images import OURS
 from .._version import __version__
 from .estimates import Estimate
 from .rows import PLAIN
@@ -199,7 +200,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in plots_of(self).items():
             with replacing(folder / f"{name}.png") as path:
-                figure.savefig(path, format="png", dpi=150)
+                figure.savefig(path, format="png", dpi=150, metadata=dict([OURS]))
         write_json(folder / "report.json", self.as_json())
         for name, text in (("report.md", self.text()), ("report.html", page_of(self))):
             write_text(folder / name, text)

@@ -63,12 +63,10 @@ def _check_same(run: Path, before: list[str], now: list[str], may_lack: Callable
     new, lost = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     lost = [name for name in lost if not may_lack(name)]
     changes = [
-        f"{len(names)} {what}, {names[0]} first"
-        for names, what in ((lost, "are not named now"), (new, "are new"))
-        if names
+        f"{what}: {len(names)}, first {names[0]}" for names, what in ((lost, "not named now"), (new, "new")) if names
     ]
     if changes:
         raise RunError(
-            f"{run} was made with {len(before)} images, of which others are named now: {'; '.join(changes)}; name the "
+            f"{run} was made with {len(before)} images, now others are named ({'; '.join(changes)}); name the "
             "same, or choose another folder"
         )

@@ -178,7 +178,7 @@ def test_a_broken_image_is_skipped_and_may_be_removed(
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     photos(Path("photos"), 1, first=20)
     assert command(*train[:2], "photos", *train[3:], "--out", "parts") == 2
-    assert "photos/20.png first; name the same" in capsys.readouterr().err
+    assert "new: 1, first photos/20.png); name the same" in capsys.readouterr().err
 
 
 def test_without_accelerate(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -13,6 +13,7 @@ import torch
 from helpers import photos
 from PIL import Image
 
+from dvt_timm._util.folders import images_in
 from dvt_timm.evaluate.estimates import Estimate, mean_over
 from dvt_timm.evaluate.report import Measure, Report
 
@@ -129,6 +130,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     )
     found.save(tmp_path / "report")
     written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert images_in(tmp_path / "report") == []  # plots are no photos
     assert written == {"report.json", "report.md", "report.html", "figures.png", "classes.png", "scatter-miou.png"}
 
     def refused(value: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._util.modules import shallow_copy
 from .positions import FixedRope
@@ -29,12 +29,6 @@ def embedding_at(
     )
 
 
-@torch.fx.wrap
-def rotation_at(rope: Any, height: int, width: int) -> Tensor:
-    """Make a rotary embedding for a grid, as timm's models do."""
-    return rope.get_embed(shape=[height, width])
-
-
 def embed_positions(model: Any, x: Any) -> Any:  # [B, H, W, C], or [B, N, C] in a model of one size
     """Do what timm's `_pos_embed` does, a denoised model's `_plain_pos_embed`, also where torch.fx traces the model."""
     if not model.dynamic_img_size or not isinstance(x, torch.fx.Proxy):
@@ -47,5 +41,10 @@ def embed_positions(model: Any, x: Any) -> Any:  # [B, H, W, C], or [B, N, C] in
         del twin._parameters["pos_embed"]
         twin.pos_embed = embedding_at(model.pos_embed, model.patch_embed.grid_size, shape[1], shape[2], num_prefix)
     if getattr(model, "rope", None) is not None:
-        twin.rope = FixedRope(rotation_at(model.rope, shape[1], shape[2]))
+        twin.rope = FixedRope(_traced_module(model.rope, x.tracer).get_embed(shape=(shape[1], shape[2])))
     return twin._plain_pos_embed(x.flatten(1, 2))
+
+
+def _traced_module(module: nn.Module, tracer: Any) -> Any:
+    """Make a proxy of a part of the traced model, whose methods are then called when the graph runs."""
+    return tracer.create_proxy("get_attr", tracer.path_of_module(module), (), {})

@@ -77,11 +77,11 @@ def test_rotary_positions_alone(name: str) -> None:
 
 @both
 @torch.no_grad()
-def test_graphs_are_copied_and_pickled(name: str) -> None:
+def test_graphs_are_copied_pickled_and_scripted(name: str) -> None:
     model = create(name, num_classes=7, global_pool="avg")
     graph, x = torch.fx.symbolic_trace(model), images(*size_of(name))
-    for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
-        assert torch.equal(twin(x), graph(x))
+    for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph)), torch.jit.script(graph)):
+        torch.testing.assert_close(twin(x), model(x), atol=1e-6, rtol=1e-5)
 
 
 @both

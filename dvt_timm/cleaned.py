@@ -42,14 +42,6 @@ def check_image_size(
             raise ValueError(f"{name} {side} is not a multiple of patch size {patch}; resize to {fitting} or {advice}")
 
 
-def _check_traceable(x: Tensor | torch.fx.Proxy, dynamic: bool) -> None:
-    if dynamic and isinstance(x, torch.fx.Proxy):
-        raise ValueError(
-            "torch.fx cannot trace timm's models for images of any size; build the model with dynamic_img_size=False "
-            "and img_size=... of your images"
-        )
-
-
 def renamed(method: FunctionType, name: str) -> FunctionType:
     """Copy a method under another name: TorchScript knows no super() and compiles by the function's name."""
     copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
@@ -68,8 +60,6 @@ class Cleaned(_TimmViT):
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Give (H, W) in patches of images x [B, 3, height, width]; raise ValueError if they do not fit the model."""
-        if not torch.jit.is_scripting():
-            _check_traceable(x, self.dynamic_img_size)
         embed = self.patch_embed
         check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
         if self.dynamic_img_size:

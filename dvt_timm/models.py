@@ -17,6 +17,7 @@ from torch import Tensor
 from ._util.errors import warn_caller
 from .cleaned import Cleaned, renamed, repack, unpack
 from .head import DenoiserHead
+from .tracing import embed_positions
 
 
 class _Denoised(Cleaned):
@@ -152,7 +153,11 @@ class DenoisedVisionTransformer(_Denoised, VisionTransformer):
     """
 
     _plain_forward_features = renamed(VisionTransformer.forward_features, "_plain_forward_features")
+    _plain_pos_embed = renamed(VisionTransformer._pos_embed, "_plain_pos_embed")
     _timm_masks = frozenset(signature(VisionTransformer.forward_features).parameters)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return self._plain_pos_embed(x) if torch.jit.is_scripting() else embed_positions(self, x)
 
     def forward_intermediates(
         self,
@@ -192,7 +197,11 @@ class DenoisedEva(_Denoised, Eva):
     """
 
     _plain_forward_features = renamed(Eva.forward_features, "_plain_forward_features")
+    _plain_pos_embed = renamed(Eva._pos_embed, "_plain_pos_embed")
     _timm_masks = frozenset(signature(Eva.forward_features).parameters)
+
+    def _pos_embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._plain_pos_embed(x) if torch.jit.is_scripting() else embed_positions(self, x)
 
     def forward_intermediates(
         self,

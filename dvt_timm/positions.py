@@ -182,7 +182,7 @@ def under_windows(model: Any, windows: PositionWindows, size: tuple[int, int]) -
         del twin._parameters["pos_embed"]
         twin.pos_embed = windowed_embedding(model, windows, grid)
     if rope is not None:
-        twin.rope = _WindowedRope(windowed_rotation(rope, windows, grid))
+        twin.rope = FixedRope(windowed_rotation(rope, windows, grid))
     return twin
 
 
@@ -199,7 +199,7 @@ def check_positions(model: Any) -> None:
         raise ValueError(f"this {type(model).__name__} has no position embedding to move; use views of another kind")
 
 
-class _WindowedRope(nn.Module):
+class FixedRope(nn.Module):
     """In the place of timm's: a rotary embedding that is there already."""
 
     def __init__(self, embed: Tensor) -> None:
@@ -207,6 +207,7 @@ class _WindowedRope(nn.Module):
         self.feat_shape, self.embed = None, embed
 
     def get_embed(self, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Give it, whatever the shape."""
         return self.embed if dtype is None else self.embed.to(dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import DEMO, EVA, FAMILIES, VIT, images, perturb, random_head, size_of
+from helpers import DEMO, EVA, VIT, images, perturb, random_head, size_of
 from torch import Tensor, nn
 
 import dvt_timm
@@ -92,22 +92,11 @@ class TestTorchvision:
     @pytest.mark.parametrize("name", [VIT, EVA])
     def test_create_feature_extractor(self, name: str) -> None:
         extraction = pytest.importorskip("torchvision.models.feature_extraction")
-        size = size_of(name)
-        model = timm.create_model(name, depth=2, dynamic_img_size=False, img_size=size).eval()
+        model = timm.create_model(name, depth=2).eval()
         extractor = extraction.create_feature_extractor(model, {"denoiser": "map", "norm": "raw"})
-        x = images(*size)
+        x = images(*size_of(name))
         with torch.no_grad():
             output = extractor(x)
             expected = model.forward_features(x)
         torch.testing.assert_close(output["map"].flatten(1, 2), expected[:, 1:])
         assert_depends_on_head(lambda x: extractor(x)["map"], extractor.denoiser, x)
-
-    @pytest.mark.parametrize("name", [VIT, EVA])
-    def test_models_for_images_of_any_size_cannot_be_traced(self, name: str) -> None:
-        """Nor can timm's plain ones; ours say what to do."""
-        extraction = pytest.importorskip("torchvision.models.feature_extraction")
-        plain = timm.create_model(FAMILIES[name], depth=2, dynamic_img_size=True)
-        with pytest.raises(torch.fx.proxy.TraceError):
-            extraction.create_feature_extractor(plain, ["norm"])
-        with pytest.raises(ValueError, match="dynamic_img_size=False"):
-            extraction.create_feature_extractor(timm.create_model(name, depth=2), ["norm"])

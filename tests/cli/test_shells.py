@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,16 @@ def test_signals(number: int, status: int, monkeypatch: Any, capsys: Any, tmp_pa
         with replacing(tmp_path / "a") as scratch:
             scratch.write_text("half")
             os.kill(os.getpid(), number)
-            signal.pause()
+            time.sleep(10)
         return 0
 
     monkeypatch.setattr(features, "run", run)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main(["features", "a.png"]) == status
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+    try:
+        assert cli.main(["features", "a.png"]) == status
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert capsys.readouterr().err == "dvt-timm: interrupted; run the same again\n"
     assert signal.getsignal(signal.SIGTERM) is before
     assert list(tmp_path.iterdir()) == []

@@ -26,6 +26,7 @@ from dvt_timm.offline import (
     shared_artifact,
 )
 from dvt_timm.offline.calibration import images_to_calibrate_on
+from dvt_timm.offline.run import unique
 from dvt_timm.offline.store import ARTIFACT
 from dvt_timm.train import OnlinePairs
 
@@ -150,8 +151,8 @@ def test_what_another_run_left_does_not_count(tmp_path: Path, monkeypatch: pytes
     mine, others = photos(tmp_path / "mine", 3), photos(tmp_path / "others", 3, first=10)
     find = calibration._keep
 
-    def stopped(free: ImageFitter, path: Path, target: Path) -> bool:
-        find(free, path, target)
+    def stopped(free: ImageFitter, path: Path, sha256: str, parts: Path) -> bool:
+        find(free, path, sha256, parts)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -160,6 +161,16 @@ def test_what_another_run_left_does_not_count(tmp_path: Path, monkeypatch: pytes
             fit_store(fitter(), mine, tmp_path / "store", calibrate=3)
     fit_store(fitter(), others, tmp_path / "store", calibrate=3)
     torch.testing.assert_close(kept_in(tmp_path / "store"), shared_artifact(fitter(), by_hash(others)))
+
+
+def test_an_image_that_is_replaced_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its artifact is not kept under the hash of its old bytes."""
+    paths, (new,) = photos(tmp_path / "photos", 3), photos(tmp_path / "new", 1, first=7)
+    images = unique(paths, set(), skip=lambda *_: None)
+    paths[1].write_bytes(new.read_bytes())
+    free = calibration._without_prior(fitter())
+    assert [calibration._keep(free, path, sha256, tmp_path) for path, sha256 in images] == [True, False, True]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ class _Denoised(Cleaned):
 
         The head is not run where only the class token is read, which it leaves as it is: it gets no gradients then.
         """
-        if self.global_pool == "token" and self.attn_pool is None and self.num_prefix_tokens > 0:
+        skips_head = self.global_pool == "token" and self.attn_pool is None and self.num_prefix_tokens > 0
+        if not torch.jit.is_scripting():
+            skips_head = skips_head and not isinstance(x, torch.fx.Proxy)  # nodes of a graph may be asked for
+        if skips_head:
             self._grid(x)  # refuses images that do not fit
             return self.forward_head(self._raw_tokens(x, attn_mask, is_causal))
         return self.forward_head(self.forward_features(x, attn_mask, is_causal))

@@ -11,7 +11,7 @@ from torch import nn
 from ._util.errors import warn_caller
 from ._util.modules import uncompiled
 from .averaged import AveragedEva, AveragedVisionTransformer
-from .cleaned import Cleaned
+from .cleaned import Cleaned, make_plain
 from .head import Head
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .positions import PositionViews, check_positions
@@ -73,12 +73,8 @@ def undenoise(model: Any) -> VisionTransformer | Eva:
     _refuse_compiled(model)
     if not isinstance(model, Cleaned):
         raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no denoiser to take off")
-    plain: Any = model
-    args = {key: value for key, value in plain._model_args.items() if key != "denoiser"}
-    del plain.denoiser
-    plain.__class__ = Eva if isinstance(model, Eva) else VisionTransformer
-    plain._model_args = args
-    return plain
+    make_plain(model)
+    return model
 
 
 def _timm_class(model: Any) -> type | None:

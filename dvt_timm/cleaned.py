@@ -85,6 +85,14 @@ class Cleaned(_TimmViT):
         self.__dict__["_model_args"] = value
 
 
+def make_plain(model: Any) -> None:
+    """Take the denoiser of a model off, in place: the model is of timm's own class again."""
+    args = {key: value for key, value in model._model_args.items() if key != "denoiser"}
+    del model.denoiser
+    model.__class__ = Eva if isinstance(model, Eva) else VisionTransformer
+    model._model_args = args
+
+
 def as_plain(model: Any) -> Any:
     """Make a twin of a model that gives raw features, of timm's own class; both share their weights."""
     if not isinstance(model, Cleaned):

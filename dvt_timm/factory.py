@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg
+from timm.models import FeatureGraphNet, FeatureHookNet, PretrainedCfg
 from timm.models._builder import pretrained_cfg_for_features
 from timm.models._features import FeatureGetterNet
 from torch import Tensor
@@ -39,6 +39,7 @@ LOST_HEAD = (
     "{place} holds a denoiser, but {name} without a dvt tag is a plain model; pass "
     'denoiser={{"grid_size": [h, w], "num_blocks": n}} of the head that was saved'
 )
+FEATURE_NETS = {"getter": FeatureGetterNet, "fx": FeatureGraphNet, "hook": FeatureHookNet}  # by timm's feature_cls
 NOT_RECORDED = (
     *("device", "dtype", "cache_dir", "pretrained_model_args", "pretrained_cfg_overlay"),
     *("features_only", "out_indices", "feature_cls"),
@@ -156,7 +157,7 @@ def assemble(entrypoint: Callable[..., Any], plan: Plan, fetched: Fetched) -> An
         model._traits = dict(model._traits, img_size=None)  # the nominal size is the cfg's, not the base's own
     if fetched.cfg.hf_hub_id != plan.cfg.hf_hub_id:
         model.pretrained_cfg["hf_hub_id"] = plan.cfg.hf_hub_id
-    return model if plan.features is None else _features_only(model, plan.features)
+    return model if plan.features is None else _features_only(model, plan.features, plan.feature_cls)
 
 
 def denoise(
@@ -285,9 +286,13 @@ def _doubts(head: Head | None, base: str, base_sha256: str | None) -> tuple[str,
     return (f"the head {difference}: its output may be wrong; use a head that was trained on this backbone",)
 
 
-def _features_only(model: Any, indices: int | list[int]) -> Any:
-    """Wrap a model as timm does for `features_only=True` and `feature_cls="getter"`."""
-    net: Any = FeatureGetterNet(model, out_indices=indices)
+def _features_only(model: Any, indices: int | list[int], feature_cls: Any) -> Any:
+    """Wrap a model as timm does for `features_only=True`; raise ValueError if a ViT has no maps of this class."""
+    kind = FEATURE_NETS.get(feature_cls.lower()) if isinstance(feature_cls, str) else feature_cls
+    if kind is None:
+        known = ", ".join(map(repr, FEATURE_NETS))
+        raise ValueError(f"feature_cls must be one of {known} for a ViT, got {feature_cls!r}; leave it out")
+    net: Any = kind(model, out_indices=indices)
     if hasattr(model, "_traits"):  # timm 1.0.21 has none
         net._traits, net.in_chans = dict(model._traits), model._traits.get("in_chans")
     net.pretrained_cfg = net.default_cfg = pretrained_cfg_for_features(model.pretrained_cfg)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ._util.errors import warn_caller
-from .cleaned import Cleaned, renamed, repack, unpack
+from .cleaned import Cleaned, make_plain, renamed, repack, unpack
 from .head import DenoiserHead
 from .tracing import embed_positions
 
@@ -122,15 +122,18 @@ class _Denoised(Cleaned):
     ) -> list[int]:
         """Prune as timm does, but keep the final norm, since the denoiser reads what it gives.
 
-        Raises:
-            ValueError: if the last block is not among `indices`: nothing would be denoised.
+        Without the last block among `indices` nothing is left to denoise: the denoiser is taken off, with a warning.
         """
-        _, max_index = feature_take_indices(len(self.blocks), indices)
-        if max_index != len(self.blocks) - 1:
-            raise ValueError(
-                f"only the last block's map is denoised, but indices {indices} end at block {max_index} of "
-                f"{len(self.blocks)}; include the last block (-1), or use the plain model for earlier maps"
+        depth = len(self.blocks)
+        _, max_index = feature_take_indices(depth, indices)
+        if max_index < depth - 1:
+            warn_caller(
+                f"indices {indices} end at block {max_index} of {depth}, and only the last block's map is denoised: "
+                "the denoiser is taken off; include the last block (-1) for a denoised map"
             )
+            plain: Any = self
+            make_plain(plain)
+            return plain.prune_intermediate_layers(indices, prune_norm, prune_head)
         return super().prune_intermediate_layers(indices, prune_norm=False, prune_head=prune_head)
 
     @torch.jit.ignore

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from timm.layers import to_2tuple
 from timm.models import PretrainedCfg
+from timm.models._features import FeatureGetterNet
 
 from .checkpoints.heads import refused
 from .checkpoints.models import SAVED
@@ -30,9 +31,18 @@ from .names import (
     own_variant,
 )
 
+GETTER = "getter"  # the feature_cls of timm's ViTs
 RANDOM_HEAD = (
     "the denoiser is built from its shape alone and has random weights; load them, or pass its folder or file as "
     "denoiser=..."
+)
+READS_BLOCKS = (
+    "feature_cls={kind!r} hands out what the blocks give, before the denoiser: none of these maps is denoised; leave "
+    "it out (timm's default for ViTs is 'getter')"
+)
+READS_VIEWS = (
+    "feature_cls={kind!r} reads the blocks themselves, where a model that averages over positions has several views of "
+    "each image; leave it out (timm's default for ViTs is 'getter')"
 )
 NO_HEAD = "{name} has no published weights; pass a head trained for {base} as denoiser=..., or use pretrained=False"
 
@@ -88,6 +98,7 @@ class Plan:
     img_size: tuple[int, int]  # (height, width) in pixels that was asked for
     options: dict[str, Any]  # arguments of timm's entrypoint
     features: int | list[int] | None = None  # out_indices of features_only=True, None without
+    feature_cls: Any = GETTER  # what makes maps of the model then
     warnings: tuple[str, ...] = ()
     scrambles: bool = False  # whether the head is random where the name stands for a trained one
 
@@ -120,7 +131,13 @@ def plan_of(request: Request) -> Plan:
     if target.denoiser is not None:
         cfg = dataclasses.replace(cfg, **_named(target))
     features = options.pop("out_indices", 3) if options.pop("features_only", False) else None
-    options.pop("feature_cls", None)
+    feature_cls = options.pop("feature_cls", GETTER)
+    reads_blocks = features is not None and feature_cls not in (GETTER, FeatureGetterNet)
+    if reads_blocks and isinstance(head, Positions):
+        raise ValueError(READS_VIEWS.format(kind=feature_cls))
+    warnings = [RANDOM_HEAD] if request.pretrained and isinstance(head, Shape) and held == "no" else []
+    if reads_blocks and head is not None:
+        warnings.append(READS_BLOCKS.format(kind=feature_cls))
     return Plan(
         base=name_of(cfg) if variant is None else backbone_of(variant.name),
         base_sha256=variant.backbone.sha256 if variant and variant.backbone else None,
@@ -132,7 +149,8 @@ def plan_of(request: Request) -> Plan:
         img_size=img_size,
         options=options,
         features=features,
-        warnings=(RANDOM_HEAD,) if request.pretrained and isinstance(head, Shape) and held == "no" else (),
+        feature_cls=feature_cls,
+        warnings=tuple(warnings),
         scrambles=isinstance(head, Shape) and target.denoiser is None,
     )
 
@@ -195,11 +213,6 @@ def has_lost_tag(request: Request) -> bool:
 def _refuse_unsupported(options: Mapping[str, Any]) -> None:
     if options.get("use_naflex"):
         raise ValueError("use_naflex=True builds a NaFlexVit, which these names and stride= do not know; leave it out")
-    if options.get("features_only") and options.get("feature_cls", "getter") != "getter":
-        raise ValueError(
-            f"feature_cls={options['feature_cls']!r} reads the blocks themselves, past the denoiser; leave it out "
-            "(timm's default for ViTs is 'getter')"
-        )
 
 
 def _overlaid(cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> PretrainedCfg:

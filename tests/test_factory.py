@@ -152,8 +152,6 @@ class TestDenoiserArgument:
         [
             ({"use_naflex": True}, "use_naflex"),
             ({"patch_drop_rate": 0.5}, "patch_drop_rate=0"),
-            ({"features_only": True, "feature_cls": "hook"}, "feature_cls"),
-            ({"features_only": True, "feature_cls": "fx"}, "feature_cls"),
         ],
     )
     def test_what_a_denoised_model_cannot_do(self, arguments: dict, message: str) -> None:

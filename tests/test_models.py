@@ -2,11 +2,13 @@
 
 import inspect
 import warnings
+from typing import Any
 
 import pytest
 import timm
 import torch
 from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, random_head, size_of
+from timm.models import FeatureHookNet
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -186,12 +188,60 @@ def test_features_only(name: str, out_indices) -> None:
 
 
 @both
-@pytest.mark.parametrize("out_indices", [(0, 1), (0,), (-2,)])
-def test_features_only_without_the_last_block_is_refused(name: str, out_indices: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"last block.*include the last block \(-1\)"):
-        create(name, features_only=True, out_indices=out_indices)
-    with pytest.raises(ValueError, match="last block"):
-        create(name).prune_intermediate_layers(list(out_indices))
+@pytest.mark.parametrize("out_indices", [(0, 1), (-2,)])
+@torch.no_grad()
+def test_features_only_without_the_last_block_are_the_plain_ones(name: str, out_indices: tuple[int, ...]) -> None:
+    """They lie before the head: one warning says that none is denoised."""
+    with pytest.warns(UserWarning, match=r"only the last block's map is denoised.*\(-1\)") as caught:
+        features = create(name, features_only=True, out_indices=out_indices)
+    assert len(caught) == 1
+    plain = create(FAMILIES[name], features_only=True, dynamic_img_size=True, out_indices=out_indices)
+    assert features.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(features.state_dict())
+    x = images(*size_of(name))
+    assert all(torch.equal(a, b) for a, b in zip(features(x), plain(x), strict=True))
+
+
+@both
+@pytest.mark.parametrize("prune_norm", [False, True])
+@torch.no_grad()
+def test_pruning_the_last_block_takes_the_head_off(name: str, prune_norm: bool) -> None:
+    model, plain = create_pair(name, num_classes=5)
+    with pytest.warns(UserWarning, match="the denoiser is taken off"):
+        assert model.prune_intermediate_layers([0, 1], prune_norm) == plain.prune_intermediate_layers(
+            [0, 1], prune_norm
+        )
+    x = images(*size_of(name))
+    assert type(model) is type(plain)
+    assert torch.equal(model(x), plain(x))
+    (final, maps), (expected, plain_maps) = (each.forward_intermediates(x, [1]) for each in (model, plain))
+    assert torch.equal(final, expected)
+    assert torch.equal(maps[0], plain_maps[0])
+
+
+@both
+@pytest.mark.parametrize("feature_cls", ["fx", "hook", FeatureHookNet])
+@torch.no_grad()
+def test_features_of_hooks_and_graphs_are_the_plain_ones(name: str, feature_cls: Any) -> None:
+    """What the blocks give lies before the head: one warning says that none is denoised."""
+    options = {"feature_cls": feature_cls, "features_only": True, "out_indices": (0, 2)}
+    if feature_cls == "fx":
+        pytest.importorskip("torchvision")
+    with pytest.warns(UserWarning, match="before the denoiser: none of these maps is denoised") as caught:
+        features = create(name, **options)
+    assert len(caught) == 1
+    plain = create(FAMILIES[name], img_size=size_of(name), **options)
+    x = images(*size_of(name))
+    assert features.feature_info.get_dicts() == plain.feature_info.get_dicts()
+    assert [each.shape for each in features(x)] == [each.shape for each in plain(x)]
+    model = create(name)
+    expected = model.forward_intermediates(x, [0, 2], intermediates_only=True)[0]
+    assert torch.equal(features(x)[0][:, model.num_prefix_tokens :], expected.flatten(2).transpose(1, 2))
+
+
+def test_a_feature_cls_that_no_vit_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of 'getter', 'fx', 'hook' for a ViT, got 'list'"):
+        create(VIT, features_only=True, feature_cls="list")
 
 
 @both

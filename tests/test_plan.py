@@ -17,7 +17,7 @@ from dvt_timm.checkpoints import heads
 from dvt_timm.factory import request_of
 from dvt_timm.hub import client
 from dvt_timm.manifest import Embedded, Own, Published
-from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, Plan, Positions, Request, Shape, plan_of
+from dvt_timm.plan import NO_HEAD, RANDOM_HEAD, READS_BLOCKS, Plan, Positions, Request, Shape, plan_of
 
 SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
 HEAD = random_head(384)
@@ -139,6 +139,9 @@ def test_warnings_are_part_of_the_plan() -> None:
     assert plan(SMALL, None, denoiser=HELD).warnings == (RANDOM_HEAD,)
     assert plan(SMALL, None, pretrained=False, denoiser=HELD).warnings == ()
     assert plan(SMALL, "dvt").warnings == ()
+    assert plan(SMALL, "dvt", features_only=True, feature_cls="getter").warnings == ()
+    assert plan(SMALL, "dvt", features_only=True, feature_cls="fx").warnings == (READS_BLOCKS.format(kind="fx"),)
+    assert plan(SMALL, None, stride=7, features_only=True, feature_cls="fx").warnings == ()
     assert plan(SMALL, "dvt", pretrained=False).scrambles
     assert not plan(SMALL, "dvt", pretrained=False, denoiser=HELD).scrambles
 
@@ -185,7 +188,11 @@ def test_a_pretrained_cfg_of_the_callers() -> None:
         ((SMALL, "dvt", True, {"img_size": 7}), ValueError, "not whole patches of 14"),
         ((SMALL, "dvt", True, {"img_size": 30, "dynamic_img_size": False}), ValueError, "use 28 in place of 30"),
         ((SMALL, "dvt", True, {"use_naflex": True}), ValueError, "use_naflex"),
-        ((SMALL, "dvt", True, {"features_only": True, "feature_cls": "fx"}), ValueError, "feature_cls"),
+        (
+            (SMALL, None, True, {"denoiser": {"positions": 8}, "features_only": True, "feature_cls": "fx"}),
+            ValueError,
+            "feature_cls='fx' reads the blocks themselves.*several views",
+        ),
     ],
 )
 def test_errors(request_: Any, error: type[Exception], message: str) -> None:

@@ -68,12 +68,12 @@ class Cleaned(_TimmViT):
 
     def _masks(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
         """Choose the mask arguments that timm knows (the older, the fewer), and those that were given all the same."""
-        given = {"attn_mask": attn_mask, "is_causal": is_causal}
-        return {
-            key: value
-            for key, value in given.items()
-            if key in self._timm_masks or not (value is None or value is False)
+        masks = {"attn_mask": attn_mask, "is_causal": is_causal}
+        given = {
+            key: not (value is None or value is False or isinstance(value, torch.fx.Proxy))
+            for key, value in masks.items()
         }
+        return {key: value for key, value in masks.items() if key in self._timm_masks or given[key]}
 
     @property
     def _model_args(self) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_what_is_changed_and_read_back(change: str, tmp_path: Path) -> None:
     elif change == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     elif change == "other classes":
-        model.reset_classifier(5, "avg")
+        model.reset_classifier(5)
     else:
         model.blocks[0].attn.qkv.weight.data = torch.cat([model.blocks[0].attn.qkv.weight.data] * 2)[:384]
     dvt_timm.save_model(model, tmp_path)

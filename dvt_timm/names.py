@@ -144,7 +144,6 @@ def listed_cfg(variant: Variant, input_size: tuple[int, int, int] | None = None)
         tag=variant.tag,
         input_size=input_size or variant.input_size,
         crop_pct=1.0,
-        fixed_input_size=False,
     )
     if variant.distilled:
         cfg = dataclasses.replace(cfg, num_classes=0)  # their files hold features alone

@@ -127,7 +127,6 @@ def plan_of(request: Request) -> Plan:
     if variant is not None and reads_norm and "global_pool" in options:
         options.setdefault("use_fc_norm" if is_eva(request.arch) else "fc_norm", False)  # heads read what norm gives
     img_size = _set_img_size(options, cfg, target.base_cfg, stride)
-    cfg = dataclasses.replace(cfg, fixed_input_size=not options["dynamic_img_size"])
     if target.denoiser is not None:
         cfg = dataclasses.replace(cfg, **_named(target))
     features = options.pop("out_indices", 3) if options.pop("features_only", False) else None

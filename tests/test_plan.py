@@ -99,7 +99,7 @@ def test_sizes(options: dict[str, Any], img_size: tuple[int, int], built_at: tup
     planned = plan(SMALL, "dvt", **options)
     assert planned.img_size == img_size
     assert planned.options["img_size"] == built_at
-    assert planned.cfg.fixed_input_size == (not options.get("dynamic_img_size", True))
+    assert planned.cfg.fixed_input_size  # as the plain name's
 
 
 def test_the_position_embedding_of_a_base_keeps_its_own_grid() -> None:

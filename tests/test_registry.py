@@ -142,7 +142,7 @@ def test_configuration(name: str) -> None:
     assert ours.input_size == (3, side, side)
     assert ours.crop_pct == 1.0
     assert ours.num_classes == (0 if name.endswith("_distilled") else base.num_classes)
-    for field in ("mean", "std", "interpolation", "license", "classifier", "first_conv"):
+    for field in ("mean", "std", "interpolation", "license", "classifier", "first_conv", "fixed_input_size"):
         assert getattr(ours, field) == getattr(base, field)
     assert timm.models.is_model_pretrained(name) == NAMES[name][1]
 

@@ -63,6 +63,14 @@ class TestImageSizes:
         assert model.pos_embed.shape[1] == (side // patch_of(name)) ** 2 + 1
 
     @both
+    @pytest.mark.parametrize("dynamic", [True, False])
+    def test_the_configuration_asks_for_the_size_as_the_bases_does(self, name: str, dynamic: bool) -> None:
+        """Code that may choose a size, timm's own tests for one, would take some that are not whole patches."""
+        model = create(name, dynamic_img_size=dynamic)
+        plain = create(FAMILIES[name], dynamic_img_size=dynamic)
+        assert model.pretrained_cfg["fixed_input_size"] is plain.pretrained_cfg["fixed_input_size"] is True
+
+    @both
     @torch.no_grad()
     def test_set_input_size(self, name: str) -> None:
         model, plain = create_pair(name)

@@ -42,7 +42,8 @@ from stage1_downstream import TEST_FRAMES, TRAIN_FRAMES, VOID, frames, print_pla
 from tqdm import tqdm
 
 from dvt_timm import viz
-from dvt_timm._util.images import images_in, read_image, save_picture
+from dvt_timm._util.folders import images_in
+from dvt_timm._util.images import read_image, save_picture
 from dvt_timm.evaluate import (
     Estimate,
     Planted,

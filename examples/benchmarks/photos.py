@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import dvt_timm
 from dvt_timm._util.files import replacing
-from dvt_timm._util.images import images_in, preprocessing_of, read_image
+from dvt_timm._util.folders import images_in
+from dvt_timm._util.images import preprocessing_of, read_image
 from dvt_timm.offline import Decomposition, LeastSquaresSolver, Views, sample_views
 from dvt_timm.offline.coords import PatchGrid, patch_xy
 from dvt_timm.offline.grid_field import Basis

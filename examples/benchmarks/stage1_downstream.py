@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dvt_timm._util.images import images_in
+from dvt_timm._util.folders import images_in
 from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
 from dvt_timm.offline import open_store
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,27 @@ class TestPretrained:
 
     def test_random_without_pretrained(self) -> None:
         assert not torch.equal(create(VIT).denoiser.pos_embed, dvt_timm.DenoiserHead(128, (37, 37)).pos_embed)
+
+
+class TestWithoutMemory:
+    """On the meta device, as large models are built before their weights are given out."""
+
+    @pytest.mark.parametrize("place", ["device", "argument", "accelerate"])
+    @torch.no_grad()
+    def test_weights_are_read_and_not_kept(self, demo: Any, place: str) -> None:
+        """timm warns that parameters stay as they are, for the plain name too."""
+        if place == "accelerate":
+            context = pytest.importorskip("accelerate").init_empty_weights()
+        else:
+            context = torch.device("meta") if place == "device" else nullcontext()
+        with warnings.catch_warnings(), context:
+            warnings.filterwarnings("ignore", message=".*no-op")
+            device = {"device": "meta"} if place == "argument" else {}
+            model = timm.create_model(DEMO, pretrained=True, **device).eval()
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        assert model(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 384)
+        model.load_state_dict(demo.state_dict(), assign=True)
+        assert torch.equal(features(model), features(demo))
 
 
 class TestLostTags:

@@ -45,7 +45,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--message", metavar="TEXT", help="message of the commit (default: one that names what is pushed)"
     )
-    parser.add_argument("--yes", action="store_true", help="push what its own verdict.json says is worse than nothing")
+    parser.add_argument(
+        "--yes", action="store_true", help="push what its own verdict.json calls worse than raw features"
+    )
     parser.set_defaults(run=run)
 
 
@@ -91,7 +93,7 @@ def _metrics(source: str, given: Path | None) -> dict[str, Any] | None:
 
 
 def _verdict(source: str, yes: bool) -> list[str]:
-    """Read what a run of training found of its own head; raise CommandError if that is worse than none."""
+    """Read what a run of training found of its own head; raise CommandError if that is worse than raw features."""
     from .._util.files import VERDICT, read_json
 
     path = Path(source, VERDICT)
@@ -100,5 +102,5 @@ def _verdict(source: str, yes: bool) -> list[str]:
     found = read_json(path)
     sentences = [str(sentence) for sentence in found.get("sentences", [])]
     if found.get("worse") and not yes:
-        raise CommandError(f"it is worse than nothing, says {path}: {sentences[0]} Pass --yes to push it all the same")
+        raise CommandError(f"worse than raw features, says {path}: {sentences[0]} Train it further, or pass --yes")
     return sentences

@@ -24,8 +24,7 @@ def add(commands: Commands) -> None:
         help="train a denoiser head",
         description="Stage 2: a head learns to predict clean features from raw ones. RUN gets what save_head writes, "
         "for denoiser=RUN and `dvt-timm push RUN user/repo`. After an interruption, run the same again. Exit status 1 "
-        "if an image had to be skipped. On several "
-        "GPUs: accelerate launch -m dvt_timm train ...",
+        "if an image had to be skipped. On several GPUs: accelerate launch -m dvt_timm train ...",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--store", type=Path, metavar="STORE", help="features that `dvt-timm fit` wrote")

@@ -41,7 +41,7 @@ def test_what_training_leaves_is_pushed(
     verdict = json.loads(Path("run/verdict.json").read_text())
     assert verdict["worse"]  # after six steps
     assert verdict["sentences"][0] in capsys.readouterr().out
-    assert "worse than nothing, says run/verdict.json: trained: +" in error_of(capsys, "push", "run", "me/head")
+    assert "worse than raw features, says run/verdict.json: trained: +" in error_of(capsys, "push", "run", "me/head")
     assert "me/head" not in hub.repos
     assert command("push", "run", "me/head", "--yes") == 0
     pulled = timm.create_model("hf-hub:me/head", pretrained=True)

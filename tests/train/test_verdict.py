@@ -15,6 +15,7 @@ from training import planted, store_of, teacher
 from dvt_timm.evaluate import PositionProjection
 from dvt_timm.offline import FeatureStore
 from dvt_timm.train import OnlinePairs, TrainConfig, distill, train_denoiser
+from dvt_timm.train.loop import Trainer
 from dvt_timm.train.verdict import judge, sentences
 
 
@@ -59,7 +60,15 @@ def test_three_images_have_no_leakage() -> None:
     assert figures["trained"].keys() == {"error to the targets"}
 
 
-def test_the_best_weights_are_judged(tmp_path: Path) -> None:
+def test_the_best_weights_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer.train
+
+    def ending_badly(trainer: Trainer) -> None:
+        train(trainer)
+        for parameter in trainer.module.parameters():
+            parameter.data.zero_()  # the last weights are not the best
+
+    monkeypatch.setattr(Trainer, "train", ending_badly)
     store = store_of(tmp_path / "store", planted(40))
     config = TrainConfig(steps=60, batch_size=8, lr=3e-3, workers=0, held_out=12, eval_every=20)
     report = train_denoiser(store, TINY, tmp_path / "run", config)

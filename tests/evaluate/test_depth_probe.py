@@ -306,3 +306,14 @@ def test_the_first_beta_is_least_at_three_tenths_and_never_out_of_its_range() ->
     assert min(firsts) == pytest.approx(0.85, abs=1e-5)
     assert config.betas(11_519)[0] == pytest.approx(0.85)
     assert all(0.85 <= DepthConfig(steps=few).betas(step)[0] <= 0.95 for few in range(1, 12) for step in range(few))
+
+
+def test_what_a_rotation_uncovers_has_no_depth_or_the_authors() -> None:
+    image, depth = Image.new("RGB", (640, 480), "white"), np.ones((480, 640), dtype=np.float32)
+    shares = []
+    for seed in range(12):
+        empty, far = (depth_sample(image, depth, seeded(seed), uncovered=of)[1] for of in (0.0, 255.0))
+        assert set(empty.unique().tolist()) <= {0.0, 1.0}
+        torch.testing.assert_close(far, torch.where(empty == 0, 255.0, empty))
+        shares.append(float((empty == 0).float().mean()))
+    assert 0 == min(shares) < max(shares) < 0.02

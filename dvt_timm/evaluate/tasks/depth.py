@@ -121,7 +121,7 @@ def depth(
             **rows.settings,
             "pixels": "crops of 416 x 544 train, whole images test",
             "training": repr(config),
-            "loss": "as released" if as_released else "gradients along height and width, no depth where rotation leaves none",
+            "loss": "as released" if as_released else "gradients along height and width",
             "seed": seed,
         },
         each={RMSE.name: {row: [each[RMSE.name] for each in of] for row, of in scores.items()}},

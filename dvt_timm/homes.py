@@ -203,7 +203,7 @@ HOMES = {  # library, name of the class
 
 def home_of(model: Any) -> Home | None:
     """Give the home of a model, with a head or without; None if neither its class nor a base of it has one."""
-    return _home_of_class(type(model))
+    return _home(type(model))
 
 
 def width_of(model: Any) -> int:
@@ -223,10 +223,8 @@ def raw_and_clean(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor | 
     Raises:
         TypeError: if the model hands out maps, not tokens.
     """
-    home = home_of(model)
-    assert home is not None
     images = images.to(_final_norm(model).weight)  # device and dtype
-    prefix, patches = home.kind.raw_tokens(_plain_class(model), model, images)
+    prefix, patches = _home(type(model)).kind.raw_tokens(_plain_class(model), model, images)
     raw = patches.unflatten(1, grid_of(model, images))
     clean = model.denoiser(raw).permute(0, 3, 1, 2) if isinstance(model, Resident) else None
     return prefix, raw.permute(0, 3, 1, 2), clean
@@ -253,7 +251,7 @@ def move_out(model: Any) -> Any:
     return model
 
 
-def _home_of_class(kind: type) -> Home | None:
+def _home(kind: type) -> Any:
     names = ((base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__)
     return next((HOMES[name] for name in names if name in HOMES), None)
 
@@ -265,10 +263,8 @@ def _plain_class(model: Any) -> type:
 @cache
 def _class_of(plain: type) -> type[Any]:
     """Make the class of a model of class `plain` with a head."""
-    home = _home_of_class(plain)
-    assert home is not None
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (home.kind, plain), {**names, "_plain": plain})
+    return type(plain.__name__, (_home(plain).kind, plain), {**names, "_plain": plain})
 
 
 def _new(plain: type) -> Any:
@@ -278,9 +274,7 @@ def _new(plain: type) -> Any:
 
 
 def _final_norm(model: Any) -> Any:
-    home = home_of(model)
-    assert home is not None
-    return getattr(_trunk(model), home.norm)
+    return getattr(_trunk(model), _home(type(model)).norm)
 
 
 def _trunk(model: Any) -> Any:
@@ -289,10 +283,8 @@ def _trunk(model: Any) -> Any:
 
 
 def _refuse_patched(model: Any) -> None:
-    home = home_of(model)
-    assert home is not None
     for name in ("forward", "forward_features", "get_intermediate_layers"):
-        if name in vars(model) and hasattr(home.kind, name):
+        if name in vars(model) and hasattr(_home(type(model)).kind, name):
             raise TypeError(
                 f"the {name} of this {type(model).__name__} was replaced on the instance, as accelerate does for a "
                 "device_map of several devices; put the head on, or take it off, before that"

@@ -26,7 +26,7 @@ test-slow: $(VENV)/installed-dev
 
 test-oldest: $(VENV)/oldest-timm/installed $(VENV)/oldest-hub/installed
 	PYTHONPATH=$(VENV)/oldest-timm:$(VENV)/oldest-hub $(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(VENV)/oldest-timm $(BIN)/python -m pytest -n auto tests/test_clients.py
+	PYTHONPATH=$(VENV)/oldest-timm $(BIN)/python -m pytest -n auto tests/test_clients.py tests/test_homes.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from . import homes
 from ._util.images import as_image, preprocessing_of
 from ._util.modules import uncompiled
 from .cleaned import raw_and_clean
@@ -38,7 +39,8 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     >>> maps.raw, maps.denoised  # [1, C, H, W] each
 
     Args:
-        model: a timm `VisionTransformer` or `Eva`, denoised or not.
+        model: a timm `VisionTransformer` or `Eva`, or a model of torch.hub or transformers that `denoise` takes (but no
+            `...Backbone`, which gives maps itself); denoised or not.
         images: [B, 3, height, width], normalized as the model wants it, on any device, in any floating dtype.
 
     Returns:
@@ -49,8 +51,14 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
         ValueError: if the images do not fit the model.
     """
     inner = uncompiled(model)
+    if homes.home_of(inner) is not None:
+        prefix, raw, clean = homes.raw_and_clean(inner, images)
+        return FeatureMaps(raw, clean, prefix[:, 0] if prefix.shape[1] else None, prefix[:, 1:])
     if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
-        raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
+        raise TypeError(
+            f"feature_maps takes a timm VisionTransformer or Eva, or another model that denoise takes, got "
+            f"{type(inner).__name__}"
+        )
     images = images.to(inner.patch_embed.proj.weight)  # device and dtype
     tokens, clean = raw_and_clean(inner, images)
     grid = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))

@@ -100,3 +100,35 @@ class TestTorchvision:
             expected = model.forward_features(x)
         torch.testing.assert_close(output["map"].flatten(1, 2), expected[:, 1:])
         assert_depends_on_head(lambda x: extractor(x)["map"], extractor.denoiser, x)
+
+
+@pytest.mark.slow
+class TestAnomalib:
+    """Its models call `forward_intermediates` of a timm name; `examples/anomaly_dino.py` runs one of them."""
+
+    @pytest.fixture(autouse=True)
+    def antialiasing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """anomalib switches timm's off for the whole process."""
+        module = timm.models.vision_transformer
+        monkeypatch.setattr(module, "resample_abs_pos_embed", module.resample_abs_pos_embed)
+
+    @pytest.mark.parametrize("name", [VIT, EVA])
+    @pytest.mark.parametrize("norm", [True, False])
+    @pytest.mark.parametrize("class_token", [True, False])
+    def test_feature_extractor(self, name: str, norm: bool, class_token: bool) -> None:
+        extractors = pytest.importorskip("anomalib.models.components.feature_extractors")
+        extractor = extractors.TimmFeatureExtractor(
+            name,
+            ["blocks.5", "blocks.11"],
+            pre_trained=False,
+            output_fmt="NLC",
+            norm=norm,
+            return_class_token=class_token,
+        )
+        model, x = extractor.feature_extractor, images(*size_of(name))
+        last = extractor(x)["blocks.11"]
+        with torch.no_grad():
+            tokens = model.forward_features(x)
+        torch.testing.assert_close(last[:, -tokens.shape[1] + 1 :], tokens[:, 1:])
+        assert last.shape[1] == tokens.shape[1] - (not class_token)
+        assert_depends_on_head(lambda x: extractor(x)["blocks.11"], model.denoiser, x)

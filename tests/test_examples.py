@@ -81,6 +81,18 @@ def test_swap_backbone() -> None:
 
 
 @pytest.mark.slow
+def test_anomaly_dino() -> None:
+    pytest.importorskip("anomalib")
+    output = run("examples/anomaly_dino.py")
+    rows = re.findall(r"^\| (raw|denoised) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", output, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["raw", "denoised"]
+    for _, *scores in rows:
+        lowest, whole, scratched, highest = map(float, scores)
+        assert 0 < lowest < whole < scratched < highest < 1
+    assert rows[0][1:] != rows[1][1:]
+
+
+@pytest.mark.slow
 def test_fit_one_image(tmp_path: Path) -> None:
     output = run("examples/fit_one_image.py", "examples/data/puppy.jpg", str(tmp_path / "panel.png"))
     assert "semantics  (37, 37, 384)" in output

@@ -104,7 +104,7 @@ def _panel_writer(model: Any, targets: dict[Path, Path]) -> Callable[[Path, Imag
 
 def _figures(stats: dict[str, Any]) -> list[str]:
     """Say what a fit is made of, and what it does not explain of its views' variance, where the solver knows."""
-    figures = [f"{stats['solver']} of {stats['num_views']} views"]
+    figures = [f"raw features, {stats['solver']} of {stats['num_views']} views"]
     if "unexplained" in stats:
         figures.append(f"unexplained: {100 * stats['unexplained']:.3g} % of the views' variance")
     return figures

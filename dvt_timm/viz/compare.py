@@ -100,8 +100,8 @@ def decomposition_panel(
         raw: the features themselves.
         semantics: what belongs to a place in the image. All four maps have one shape.
         artifact: what belongs to a position in the grid of patches.
-        residual: what is left; its share of the variance is what the decomposition does not explain.
-        caption: a line below all.
+        residual: what is left.
+        caption: a line below all, such as the share of the views' variance that the fit leaves unexplained.
 
     Returns:
         [height, width, 3] uint8 RGB.
@@ -112,7 +112,6 @@ def decomposition_panel(
     pixels, maps = as_image(image), same_grid([raw, semantics, artifact, residual])
     colors = [*pca_rows(maps[:2]), *(pca_rows([each])[0] for each in maps[2:])]
     notes = [f"{_share(each, maps[0])} of raw's variance" for each in maps]
-    notes[-1] = f"unexplained: {notes[-1]}"
     norms, ranges = _norm_tiles(maps)
     columns = [
         Column("PCA", [as_pixels(each) for each in colors], notes, "raw and semantics share axes"),

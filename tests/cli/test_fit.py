@@ -62,7 +62,7 @@ def test_panels(run: Callable[..., int], tmp_path: Path) -> None:
     with Image.open(tmp_path / "photos/store/panels/0.png") as panel:
         text = panel.text["Description"]  # type: ignore[attr-defined]
     unexplained = open_store(tmp_path / "photos/store").entries[0].stats["unexplained"]
-    figures = f"least_squares of 4 views | unexplained: {100 * unexplained:.3g} % of the views' variance"
+    figures = f"raw features, least_squares of 4 views | unexplained: {100 * unexplained:.3g} % of the views' variance"
     assert f" | {figures} | dvt-timm" in text
     assert run("photos", "--panel", "--out", "photos/store") == 0
     assert len(open_store(tmp_path / "photos/store")) == 2  # panels are no images

@@ -194,7 +194,7 @@ def test_a_decomposition_shows_its_small_parts_in_scales_of_their_own(monkeypatc
     assert pca.notes[0] == "100 % of raw's variance"
     raw = semantics + artifact + residual
     share = 100 * residual.var(axis=(0, 1)).sum() / raw.var(axis=(0, 1)).sum()
-    assert pca.notes[3] == f"unexplained: {share:.3g} % of raw's variance"
+    assert pca.notes[3] == f"{share:.3g} % of raw's variance"
 
 
 def test_a_decomposition_panel_refuses() -> None:

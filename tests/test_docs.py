@@ -74,6 +74,11 @@ assert skipped == {} and torch.equal(store.clean(0), clean)
     "docs/train.md": """
 assert torch.equal(mine.denoiser.pos_embed, dvt_timm.load_head("my-run").pos_embed)
 """,
+    "docs/pictures.md": """
+assert panel.dtype == sheet.dtype == "uint8"
+with Image.open("cat.png") as drawn:
+    assert drawn.size == panel.shape[1::-1]
+""",
     "docs/evaluate.md": """
 assert raw[0].shape == denoised[0].shape == (8, 11, 384)
 assert len(predicted) == len(labels) == 8 * 11

@@ -101,6 +101,13 @@ def test_fit_one_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_planted_picture(tmp_path: Path) -> None:
+    output = run("examples/planted_picture.py", "examples/data/cat.jpg", str(tmp_path / "planted.png"))
+    assert "31 % of the plaid's power is left, squared distance to the truth 0.34 before, 0.22 after" in output
+    assert (tmp_path / "planted.png").is_file()
+
+
+@pytest.mark.slow
 def test_train_head(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path / "out"), "--views", "3", "--view-pairs", "2", "--size", "112", "--steps", "2"]
     for _ in range(2):  # the second time it finds all done

@@ -47,8 +47,16 @@ def add(commands: Commands) -> None:
         "--patch",
         type=_patch,
         metavar="ROW,COLUMN",
-        help="what the similarity map compares with, counted from 0,0 at the top left (default: the center)",
+        help="what the similarity map compares with, counted from 0,0 at the top left (default: one that stands out)",
     )
+    parser.add_argument(
+        "--columns",
+        type=_names,
+        metavar="NAMES",
+        help="what the picture shows, of pca,clusters,norm,similarity,removed (default: all)",
+    )
+    parser.add_argument("--overlay", action="store_true", help="lay the maps over the photo")
+    parser.add_argument("--smooth", action="store_true", help="interpolate the maps, which hides artifacts")
     add_large_images(parser)
     parser.set_defaults(run=run)
 
@@ -57,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Process every image of the command line."""
     from .inputs import find_images, report_missing
     from .models import load_model
-    from .results import Recipe
+    from .results import Look, Recipe
 
     quiet_hub()
     found = find_images(arguments.paths, arguments.out)
@@ -65,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     images = found.targets
     _make_folder(arguments.out)
     model = load_model(arguments.model, arguments.weights, arguments.device, arguments.positions)
-    recipe = Recipe(model, arguments.weights, arguments.size, arguments.patch)
+    look = Look(arguments.columns, arguments.overlay, arguments.smooth)
+    recipe = Recipe(model, arguments.weights, arguments.size, arguments.patch, look)
     skipped, kept = _extract_all(recipe, images)
     missing = len(found.missing) + len(found.unreadable)
     if kept:
@@ -99,6 +108,10 @@ def _patch(text: str) -> tuple[int, int]:
     if not (row.isdecimal() and column.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be ROW,COLUMN, two whole numbers, got {text!r}")
     return int(row), int(column)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _make_folder(folder: Path) -> None:

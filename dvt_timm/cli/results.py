@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .._util.images import (
 )
 from .._util.tensors import save_tensors
 from .._version import __version__
+from ..caption import caption_of
 from ..features import check_patches, feature_maps
 from ..names import name_of
 from ..offline.run import fingerprint
@@ -37,6 +39,23 @@ from .console import CommandError
 MEASURED = ("original_size", "image_size", "grid_size")  # metadata that needs the image decoded
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the panels look.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+
+    columns: tuple[str, ...] | None = None  # of `viz.feature_panel`, None for all
+    overlay: bool = False  # on the photo
+    smooth: bool = False  # between patches
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            viz.check_columns(self.columns)
+
+
 class Recipe:
     """What makes the results of an image, all of it recorded in them.
 
@@ -44,18 +63,27 @@ class Recipe:
         model: from `load_model`.
         weights: as the command line names it.
         size: pixels of an image's shorter side, None for the model's.
-        patch: (row, column) that the panel's similarity refers to, None for the center.
+        patch: (row, column) that the panel's similarity refers to, None for one that stands out.
+        look: of the panels.
 
     Raises:
         ValueError: if images of that size make more patches than attention can take.
     """
 
-    def __init__(self, model: Any, weights: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        weights: str | None,
+        size: int | None,
+        patch: tuple[int, int] | None,
+        look: Look = Look(),
+    ) -> None:
         self.model = model
         self.preprocessing = preprocessing_of(model, size)
         check_patches(model, self.preprocessing.size, self.preprocessing.size)
-        self.patch = patch
-        self.metadata = {**_model_metadata(model, weights), **_options_metadata(self.preprocessing, patch)}
+        self.patch, self.look = patch, look
+        options = _options_metadata(self.preprocessing, patch, look)
+        self.metadata = {**_model_metadata(model, weights), **options}
 
     def is_done(self, path: Path, target: Path) -> bool:
         """Whether both results are there, made by this recipe of an image of the same bytes."""
@@ -93,10 +121,11 @@ class Recipe:
             raise ImageError(f"{path}: {reason} at --size {size}; if memory is short, pass a smaller one") from error
         if not all(torch.isfinite(features).all() for features in maps.values()):
             raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
-        panel = viz.feature_panel(np.asarray(image), maps, patch=self.patch)
+        caption = caption_of(self.model, next(iter(maps.values())).shape[:2])
+        panel = viz.feature_panel(np.asarray(image), maps, patch=self.patch, caption=caption, **asdict(self.look))
         described = {**self.metadata, **_file_metadata(path, sha256), **_measured(original, image, maps)}
         try:
-            return _write(target, maps, described, panel)
+            return _write(target, maps, described, panel, caption)
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENAMETOOLONG:
                 raise ImageError(f"{path}: its name is too long for a result; rename it") from error
@@ -138,12 +167,14 @@ def _files(target: Path) -> tuple[Path, Path]:
     return target.with_name(f"{target.name}.safetensors"), target.with_name(f"{target.name}.png")
 
 
-def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: NDArray[np.uint8]) -> Path:
+def _write(
+    target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: NDArray[np.uint8], caption: str
+) -> Path:
     maps_file, panel_file = _files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     panel_file.unlink(missing_ok=True)  # an older one beside new maps would pass for theirs
     save_tensors(maps, maps_file, metadata)
-    save_picture(panel, panel_file)
+    save_picture(panel, panel_file, caption)
     return panel_file
 
 
@@ -162,10 +193,11 @@ def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
     return metadata if weights is None else {**metadata, "weights": printable(weights)}
 
 
-def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:
+def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None, look: Look) -> dict[str, str]:
     return {
         "size": json.dumps(preprocessing.size),
         "patch": json.dumps(patch),
+        **{key: json.dumps(value) for key, value in asdict(look).items()},
         "patch_size": json.dumps(preprocessing.patch_size),
         "mean": json.dumps(preprocessing.mean),
         "std": json.dumps(preprocessing.std),

@@ -16,8 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dvt_timm
+from dvt_timm import viz
 from dvt_timm._util import images
 from dvt_timm._util.files import sha256_of
+from dvt_timm.caption import caption_of
 from dvt_timm.cli import main as cli
 from dvt_timm.cli import models, results
 from dvt_timm.offline.run import fingerprint
@@ -81,6 +83,9 @@ def test_metadata(run: Callable[..., int], tmp_path: Path) -> None:
         "image_sha256": sha256_of(tmp_path / "dog.webp"),
         "size": "56",
         "patch": "null",
+        "columns": "null",
+        "overlay": "false",
+        "smooth": "false",
         "original_size": "[120, 61]",
         "image_size": "[112, 56]",
         "grid_size": "[8, 4]",
@@ -156,12 +161,38 @@ def test_bad_size(size: str, capsys: Any) -> None:
 def test_similarity_to_a_chosen_patch(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
     saved(tmp_path / "a.png")
     panels = []
-    for options in ([], ["--patch", "2,3"], ["--patch", "0,5"]):  # the grid is 4 x 6, its center 2, 3
-        assert run("a.png", *options) == 0
+    maps = {"raw": torch.zeros(4, 6, 384)}
+    for options in ([], ["--patch", "{},{}"], ["--patch", "0,5"]):  # the grid is 4 x 6
+        patch = viz.salient_patch(list(maps.values())) if options[1:] == ["{},{}"] else (0, 5)
+        assert run("a.png", *(option.format(*patch) for option in options)) == 0
         panels.append((tmp_path / "out/a.png").read_bytes())
+        maps = load_file(tmp_path / "out/a.safetensors")
     assert panels[0] == panels[1] != panels[2]
     assert run("a.png", "--patch", "4,0") == 1
     assert "skipped a.png: patch (4, 0) is outside its 4 x 6 grid; pass another --patch" in capsys.readouterr().err
+
+
+def test_the_look_of_panels(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
+    saved(tmp_path / "a.png")
+    looks = [["--columns", "norm,pca"], ["--columns", "norm"], ["--columns", "norm", "--overlay"]]
+    panels = []
+    for options in [*looks, ["--columns", "norm", "--smooth"]]:
+        assert run("a.png", *options) == 0
+        panels.append((tmp_path / "out/a.png").read_bytes())
+    assert len(set(panels)) == 4
+    assert "done before" not in capsys.readouterr().err  # another look is drawn anew
+    metadata = metadata_of(tmp_path / "out/a.safetensors")
+    assert (metadata["columns"], metadata["overlay"], metadata["smooth"]) == ('["norm"]', "false", "true")
+    assert run("a.png", "--columns", "norm,colour") == 2
+    assert "columns must be some of pca, clusters, norm, similarity, removed" in capsys.readouterr().err
+
+
+def test_a_panel_says_what_it_shows(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(saved(tmp_path / "a.png"), "--columns", "pca") == 0
+    with Image.open(tmp_path / "out/a.png") as panel:
+        text = panel.text  # type: ignore[attr-defined]
+    model = timm.create_model(DEMO, pretrained=True)
+    assert text == {"Software": "dvt-timm", "Description": caption_of(model, (4, 6))}
 
 
 @pytest.mark.parametrize("patch", ["3", "3,", "-1,2", "a,b", "1,2,3"])

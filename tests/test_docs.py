@@ -60,6 +60,9 @@ assert picture.ndim == 3 and picture.dtype == "uint8"
 assert [fmap.shape for fmap in every] == 12 * [(1, 384, 16, 16)]
 assert type(ours) is dvt_timm.AveragedVisionTransformer
 """,
+    "docs/features.md": """
+assert photo.path.name == "puppy.jpg" and photo.denoised.shape == (8, 8, 384)
+""",
     "docs/hub.md": """
 assert commit.oid
 assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ from .console import CommandError, Commands, add_large_images, add_model_argumen
 if TYPE_CHECKING:
     from .._util.team import Team
     from .results import Recipe, Results
+
+ROWS = 1000  # of a Parquet file, by default
 
 
 def add(commands: Commands) -> None:
@@ -53,6 +57,7 @@ def add(commands: Commands) -> None:
     )
     _add_passes(parser)
     _add_kept(parser)
+    _add_files(parser)
     _add_panels(parser)
     add_large_images(parser)
     parser.set_defaults(run=run, check=_check)
@@ -80,8 +85,24 @@ def _add_kept(parser: argparse.ArgumentParser) -> None:
         type=_layers,
         default=(),
         metavar="I,J,...",
-        help="also the maps of these blocks, after the final norm, as `layer.I`, counted from 0, or from -1 backwards "
+        help="also the maps of these blocks, after the final norm, as `layer_I`, counted from 0, or from -1 backwards "
         "(the last one's, denoised, is not kept twice); those before the last are not denoised, but with --positions",
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--shards",
+        type=positive,
+        metavar="N",
+        help="files of N images, each with an index beside it, rather than one for each image",
+    )
+    files.add_argument(
+        "--format",
+        choices=("safetensors", "parquet"),
+        default="safetensors",
+        help="of the files; parquet has shards of 1000 images by default (pip install 'dvt-timm[parquet]')",
     )
 
 
@@ -98,8 +119,12 @@ def _add_panels(parser: argparse.ArgumentParser) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise CommandError where options do not go together."""
+    if arguments.format == "parquet" and arguments.shards is None:
+        arguments.shards = ROWS
     if arguments.patch is not None and not arguments.panels:
         raise CommandError("--patch is what a picture shows; pass --panels, too")
+    if arguments.panels and arguments.shards is not None:
+        raise CommandError("--panels goes with a file for each image; leave it, or --shards and --format, out")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .._util.team import Team
     from .inputs import find_listed, report_missing
     from .models import load_model
-    from .results import Files, Recipe
+    from .results import Recipe
 
     quiet_hub()
     team = Team(arguments.device)
@@ -116,33 +141,55 @@ def run(arguments: argparse.Namespace) -> int:
     _make_folder(arguments.out)
     model = load_model(arguments.model, arguments.weights, arguments.device or team.device, arguments.positions)
     recipe = Recipe(model, arguments)
-    results = Files(recipe, found.targets)
-    todo = _todo(results, list(found.targets), team)
-    failed = _extract_all(recipe, results, todo, team)
+    with _results(recipe, arguments, found.targets, team) as results:
+        todo = _todo(results, list(found.targets), team)
+        failed = _extract_all(recipe, results, todo, team)
     if team.rank != 0:
         return 0  # another status than the first one's would end that before it is done
-    skipped, num_inputs = failed + found.num_missing, len(found.targets) + found.num_missing
-    if kept := len(found.targets) - len(todo):
-        print(
-            f"dvt-timm: {kept} of {len(found.targets)} images were done before and are left as they are",
-            file=sys.stderr,
-        )
+    if arguments.shards is not None:
+        print(_summary(arguments.out))
+    skipped, total = failed + found.num_missing, len(found.targets)
+    if kept := total - len(todo):
+        print(f"dvt-timm: {kept} of {total} images were done before and are left as they are", file=sys.stderr)
     if skipped:
-        print(f"dvt-timm: {skipped} of {num_inputs} inputs skipped", file=sys.stderr)
+        print(f"dvt-timm: {skipped} of {total + found.num_missing} inputs skipped", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def _todo(results: Results, paths: list[Path], team: Team) -> list[Path]:
+@contextmanager
+def _results(recipe: Recipe, arguments: argparse.Namespace, targets: dict[Path, Path], team: Team) -> Iterator[Results]:
+    """Say where results go."""
+    from .results import Files
+    from .shards import SETTINGS, check_shards, shards_in
+
+    if arguments.shards is not None:
+        check_shards(recipe, arguments)
+        with shards_in(arguments.out, recipe, arguments, targets, team) as shards:
+            yield shards
+        return
+    if (arguments.out / SETTINGS).exists():
+        raise CommandError(f"{arguments.out} holds shards of an earlier run; choose another --out, or pass --shards")
+    yield Files(recipe, targets)
+
+
+def _summary(folder: Path) -> str:
+    from .shards import rows_in
+
+    rows = rows_in(folder).values()
+    return f"{folder}: {len(rows)} images in {len({row['shard'] for row in rows})} shards"
+
+
+def _todo(results: Results, paths: list[Path], team: Team) -> Sequence[Path]:
     """Find the images that are not done; each process looks at its part."""
     from .._util.threads import made_ahead
 
     mine = team.part(range(len(paths)))
     looked_at = made_ahead(results.is_done, (paths[i] for i in mine), threads=None, most=64)
     done = team.gather(dict(zip(mine, looked_at, strict=True)))
-    return [path for i, path in enumerate(paths) if not done[i]]
+    return results.todo([path for i, path in enumerate(paths) if not done[i]])
 
 
-def _extract_all(recipe: Recipe, results: Results, todo: list[Path], team: Team) -> int:
+def _extract_all(recipe: Recipe, results: Results, todo: Sequence[Path], team: Team) -> int:
     """Make this process's part of the results; how many images were skipped, by all processes."""
     from tqdm import tqdm
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Recipe:
         self.metadata = {
             **_model_metadata(model, arguments.weights),
             **_options_metadata(preprocessing_of(model, arguments.size)),
-            "maps": json.dumps(self._names()),
+            "maps": json.dumps(self.names),
             "dtype": "float16" if arguments.half else "float32",
             **({"autocast": arguments.autocast} if arguments.autocast else {}),
         }
@@ -74,18 +74,20 @@ class Recipe:
 
     def maps(self, features: Extracted) -> dict[str, Tensor]:
         """Name the maps [h, w, C] that are kept; the last block's is not kept twice."""
-        layers = {f"layer.{layer}": fmap for layer, fmap in features.layers.items()}
+        layers = {f"layer_{layer}": fmap for layer, fmap in features.layers.items()}
         every = {"features": features.raw, "raw": features.raw, **layers}
         if features.denoised is not None:
             every["denoised"] = features.denoised
-        return {name: every[name] for name in self._names()}
+        return {name: every[name] for name in self.names}
 
-    def _names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        """Name the maps that are kept."""
         has_denoiser = hasattr(self.model, "denoiser")
         if self.arguments.denoised_only and not has_denoiser:
             raise CommandError("--denoised-only: the model has no denoiser; leave it out, or name one as --weights")
         last = ["raw", "denoised"][self.arguments.denoised_only :] if has_denoiser else ["features"]
-        return last + [f"layer.{layer}" for layer in self.layers if layer < len(self.model.blocks) - 1]
+        return last + [f"layer_{layer}" for layer in self.layers if layer < len(self.model.blocks) - 1]
 
 
 class Results(Protocol):
@@ -94,8 +96,11 @@ class Results(Protocol):
     def is_done(self, path: Path) -> bool:
         """Whether the results of an image are there, of the same recipe and of the same bytes."""
 
+    def todo(self, missing: Sequence[Path]) -> Sequence[Path]:
+        """Say which images are to be done, where some are not; all processes must ask."""
+
     def add(self, features: Extracted) -> Path | None:
-        """Keep the results of an image; the file that is finished by that, if one is.
+        """Keep the results of an image; give its file, if it has one of its own.
 
         Raises:
             ImageError: if those of this image cannot be kept.
@@ -129,6 +134,10 @@ class Files:
             return False
         ignored = MEASURED if wants_panel else (*MEASURED, *PANEL_OPTIONS)
         return {key: value for key, value in stored.items() if key not in ignored} == made_of
+
+    def todo(self, missing: Sequence[Path]) -> Sequence[Path]:
+        """Say which images are to be done: those that are not."""
+        return missing
 
     def add(self, features: Extracted) -> Path:
         """Write the maps of an image to `<target>.safetensors` and its panel to `<target>.png`, each whole or not."""

@@ -265,13 +265,6 @@ def test_every_option_that_matters_is_recorded() -> None:
         assert results.Recipe(model, Namespace(**{**plain, name: value})).metadata != recipe.metadata, name
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's model is a small one."""
-    model = timm.create_model(TINY, denoiser=random_head(64), dynamic_img_size=True).eval()
-    monkeypatch.setattr(models, "load_model", lambda *args: model)
-
-
 @pytest.mark.usefixtures("tiny")
 def test_a_panel_is_part_of_the_result_where_it_is_wanted(run: Any, tmp_path: Path, capsys: Any) -> None:
     saved(tmp_path / "a.jpg")
@@ -318,16 +311,16 @@ def test_what_is_kept(run: Any, tmp_path: Path, capsys: Any) -> None:
     saved(tmp_path / "a.png")
     assert run("a.png", "--layers", "2,-1") == 0
     whole = load_file(tmp_path / "out/a.safetensors")
-    assert whole.keys() == {"raw", "denoised", "layer.2"}  # the last one's map is the denoised one
+    assert whole.keys() == {"raw", "denoised", "layer_2"}  # the last one's map is the denoised one
     model = timm.create_model(DEMO, pretrained=True, num_classes=0).eval()
     pixels = dvt_timm.preprocess(model, picture(), 56)
     with torch.inference_mode():
         layer, last = model.forward_intermediates(pixels, [2, 11], norm=True, intermediates_only=True)
-    torch.testing.assert_close(whole["layer.2"], layer[0].permute(1, 2, 0))
+    torch.testing.assert_close(whole["layer_2"], layer[0].permute(1, 2, 0))
     torch.testing.assert_close(whole["denoised"], last[0].permute(1, 2, 0))
     assert run("a.png", "--layers", "2", "--half", "--denoised-only") == 0
     kept = load_file(tmp_path / "out/a.safetensors")
-    assert kept.keys() == {"denoised", "layer.2"}
+    assert kept.keys() == {"denoised", "layer_2"}
     for name, fmap in kept.items():
         torch.testing.assert_close(fmap, whole[name].half())
     capsys.readouterr()

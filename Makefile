@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 .PHONY: demo test test-slow test-oldest check docs bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --out demo-output
+	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --panels --out demo-output
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -51,7 +51,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,train]'
+	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,parquet,train]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

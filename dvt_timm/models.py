@@ -4,6 +4,7 @@
 Prefix tokens pass untouched, so the logits of a token-pooled classifier do not change.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -16,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ._util.errors import warn_caller
-from .cleaned import Cleaned, make_plain, renamed, repack, unpack
+from .cleaned import Cleaned, Seen, make_plain, renamed, repack, tokens_and_maps, unpack
 from .head import DenoiserHead
 from .tracing import embed_positions
 
@@ -147,10 +148,10 @@ class _Denoised(Cleaned):
         """Give timm's parameter groups, and one for the head between the last block and the classifier."""
         return dict(super().group_matcher(coarse), denoiser=r"^denoiser\.")
 
-    def _raw_and_clean(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen(self, x: Tensor, blocks: Sequence[int]) -> Seen:
         grid = self._grid(x)
-        tokens = self._plain_forward_features(x)
-        return tokens, self._denoise_tokens(tokens, grid)
+        tokens, maps = tokens_and_maps(super(), x, blocks)
+        return Seen(tokens, self._denoise_tokens(tokens, grid), maps)
 
 
 class DenoisedVisionTransformer(_Denoised, VisionTransformer):

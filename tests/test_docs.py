@@ -60,6 +60,12 @@ assert picture.ndim == 3 and picture.dtype == "uint8"
 assert [fmap.shape for fmap in every] == 12 * [(1, 384, 16, 16)]
 assert type(ours) is dvt_timm.AveragedVisionTransformer
 """,
+    "docs/features.md": """
+from dvt_timm.cli.main import main
+assert main(["features", "examples/data", "--out", "sharded", "--shards", "1000", "--size", "28"]) == 0
+assert {name: fmap.shape for name, fmap in denoised_maps("sharded")} == {"cat": (2, 3, 384), "puppy": (2, 2, 384)}
+assert photo.path.name == "puppy.jpg" and photo.denoised.shape == (8, 8, 384)
+""",
     "docs/hub.md": """
 assert commit.oid
 assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)

@@ -85,7 +85,7 @@ def test_threads_do_not_mix_their_maps() -> None:
 
 
 def test_what_has_no_patch_tokens() -> None:
-    with pytest.raises(TypeError, match=r"takes a timm VisionTransformer or Eva, or another .*, got ResNet"):
+    with pytest.raises(TypeError, match="takes a timm VisionTransformer or Eva, got ResNet"):
         dvt_timm.feature_maps(timm.create_model("resnet18"), images())
     for name in ("vit_small_patch14_dinov2.dvt", "vit_small_patch14_dinov2.lvd142m"):
         with pytest.raises(ValueError, match="not a multiple of patch size"):

@@ -220,7 +220,7 @@ def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
     return Preprocessing(size, model.patch_embed.patch_size, mean, std, config["interpolation"])
 
 
-def check_aspect(path: Path, image: Image.Image) -> None:
+def check_aspect(path: Path | str, image: Image.Image) -> None:
     """Raise ImageError where one side makes more patches than attention can take."""
     if max(image.size) > MAX_ASPECT * min(image.size):
         size = f"{image.height} x {image.width}"

@@ -20,6 +20,7 @@ from ..viz.arrays import Floats, unit
 Codes = NDArray[np.int8]
 
 MOST = 127  # of a code
+OTHERS = 0.1  # weight of all photos beside the map's own: a map's axes are a little theirs, too
 QUANTILE = 0.999  # of the errors that are stated
 
 
@@ -45,15 +46,15 @@ class Components:
 
 @dataclass(frozen=True)
 class Link:
-    """The axes of a map's components in the shared dimensions, encoded: `codes * step` is [M, K]."""
+    """The axes of a map's components in the shared dimensions, encoded: `codes * steps` is [M, K]."""
 
     codes: Codes
-    step: float
+    steps: Floats  # [K]
 
     @property
     def values(self) -> Floats:  # [M, K]
         """The axes as the page reads them."""
-        return self.codes * self.step
+        return self.codes * self.steps
 
 
 def directions(fmap: Floats) -> Floats:  # [h, w, C] -> [N, C]
@@ -62,26 +63,38 @@ def directions(fmap: Floats) -> Floats:  # [h, w, C] -> [N, C]
     return unit(tokens - tokens.mean(axis=0))
 
 
-def principal_axes(second_moment: Floats, count: int) -> Floats:  # [C, C] -> [C, count]
+def principal_axes(moment: Floats, count: int) -> Floats:  # [C, C] -> [C, count]
     """Find orthonormal axes, those that explain most first; the largest entry of each is positive."""
-    axes = np.linalg.eigh(second_moment)[1][:, : -count - 1 : -1]
+    axes: Floats = np.linalg.eigh(moment)[1][:, : -count - 1 : -1]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.asarray(axes * signs)
 
 
-def encode(patches: Floats, count: int) -> Components:  # patches: [N, C]
-    """Encode directions as their first components, at most C of them."""
-    axes = principal_axes(patches.T @ patches, min(count, patches.shape[1]))
+def second_moment(patches: Floats) -> Floats:  # [N, C] -> [C, C]
+    """Average the products of the channels of directions."""
+    moment: Floats = patches.T @ patches / len(patches)
+    return moment
+
+
+def encode(patches: Floats, of_all: Floats, count: int) -> Components:
+    """Encode directions as their first components, at most C of them.
+
+    Args:
+        patches: [N, C].
+        of_all: [C, C], the second moment of the directions of all photos.
+        count: of components.
+    """
+    axes = principal_axes(second_moment(patches) + OTHERS * of_all, min(count, patches.shape[1]))
     components = patches @ axes
-    steps = np.maximum(np.abs(components).max(axis=0), 1e-12) / MOST
+    steps = _steps(components)
     return Components(_codes(components / steps), steps, axes)
 
 
 def link(components: Components, shared: Floats) -> Link:
     """Encode the axes of a map's components in dimensions [C, M] that all photos share."""
     axes = shared.T @ components.axes
-    step = max(float(np.abs(axes).max()), 1e-12) / MOST
-    return Link(_codes(axes / step), step)
+    steps = _steps(axes)
+    return Link(_codes(axes / steps), steps)
 
 
 def cosines_within(components: Components, exact: Floats) -> Floats:  # exact: [N, C] -> [N, N]
@@ -100,6 +113,11 @@ def errors(found: Floats, exact: Floats) -> tuple[float, float]:
     """Compare cosines with the exact ones: the error that 999 of 1,000 stay below, and the largest."""
     differences = np.abs(found - exact)
     return float(np.quantile(differences, QUANTILE)), float(differences.max())
+
+
+def _steps(columns: Floats) -> Floats:  # [n, K] -> [K]
+    steps: Floats = np.maximum(np.abs(columns).max(axis=0), 1e-12) / MOST
+    return steps
 
 
 def _codes(values: Floats) -> Codes:

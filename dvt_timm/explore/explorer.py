@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from ..hub.client import is_source
 from ..names import name_of
 from ..positions import PositionViews
 from ..viz.arrays import Floats, as_map
-from .encoding import cosines_between, directions, errors, link, principal_axes
+from .encoding import Components, cosines_between, directions, encode, errors, link, principal_axes, second_moment
 from .figures import FEWEST, Leakage
 from .page import page_of
 from .photo import ROWS, EncodedPhoto, encode_photo
@@ -60,8 +61,8 @@ class Explorer:
         self.photos: list[EncodedPhoto] = []
         self.skipped: dict[str, str] = {}
         self._leakage = {row: Leakage(count) for row in ROWS}
-        self._moments: dict[str, Floats] = {}  # of the directions of all photos, [C, C]
-        self._samples: list[dict[str, tuple[Any, Floats]]] = []  # of each photo: places and exact directions
+        self._moments: dict[str, Floats] = {}  # of the directions of all photos, summed, [C, C]
+        self._samples: list[tuple[NDArray[np.int64], dict[str, Floats]]] = []  # places and exact directions there
 
     def add(self, name: str, image: Image.Image, raw: Tensor | Floats, denoised: Tensor | Floats) -> None:
         """Add a photo.
@@ -78,15 +79,18 @@ class Explorer:
         maps = {"raw": as_map(raw), "denoised": as_map(denoised)}
         if maps["raw"].shape != maps["denoised"].shape:
             raise ValueError(f"raw and denoised map must have one shape, got {[m.shape for m in maps.values()]}")
-        self.photos.append(encode_photo(name, image, maps["raw"], maps["denoised"], self.components))
-        drawn: dict[str, tuple[Any, Floats]] = {}
+        patches = {row: directions(fmap) for row, fmap in maps.items()}
+        components = {row: self._encoded(row, each) for row, each in patches.items()}
+        self.photos.append(encode_photo(name, image, maps, patches, components))
+        chosen = np.random.default_rng(len(self.photos)).permutation(len(patches["raw"]))[:SAMPLED]
+        self._samples.append((chosen, {row: each[chosen] for row, each in patches.items()}))
         for row, fmap in maps.items():
             self._leakage[row].add(torch.from_numpy(fmap))
-            patches = directions(fmap)
-            self._moments[row] = self._moments.get(row, 0.0) + patches.T @ patches
-            chosen = np.random.default_rng(len(self.photos)).permutation(len(patches))[:SAMPLED]
-            drawn[row] = chosen, patches[chosen]
-        self._samples.append(drawn)
+
+    def _encoded(self, row: str, patches: Floats) -> Components:
+        """Encode directions by axes that are a little those of the photos so far, too."""
+        self._moments[row] = self._moments.get(row, 0.0) + second_moment(patches)
+        return encode(patches, self._moments[row] / (len(self.photos) + 1), self.components)
 
     def html(self) -> str:
         """Make the page.
@@ -146,10 +150,10 @@ class Explorer:
             for row in ROWS:
                 one, other = self.photos[i].components[row], self.photos[j].components[row]
                 links = link(one, shared[row]), link(other, shared[row])
-                (drawn, patches), (of_other, others) = self._samples[i][row], self._samples[j][row]
+                (drawn, patches), (of_other, others) = self._samples[i], self._samples[j]
                 cosines = cosines_between(one, links[0], other, links[1])
                 found.append(cosines[np.ix_(drawn, of_other)].ravel())
-                exact.append((patches @ others.T).ravel())
+                exact.append((patches[row] @ others[row].T).ravel())
         return errors(np.concatenate(found), np.concatenate(exact))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..viz.arrays import Floats
-from .encoding import Components, cosines_within, directions, encode, errors, link
+from .encoding import Components, cosines_within, errors, link
 from .pictures import color_steps, matched_clusters, pca_colors
 
 ROWS = ("raw", "denoised")
@@ -51,19 +51,24 @@ class EncodedPhoto:
         return {**self.shown, "maps": {row: _map_json(self.components[row], shared[row]) for row in ROWS}}
 
 
-def encode_photo(name: str, image: Image.Image, raw: Floats, denoised: Floats, count: int) -> EncodedPhoto:
-    """Encode a photo and its maps.
+def encode_photo(
+    name: str,
+    image: Image.Image,
+    maps: dict[str, Floats],
+    patches: dict[str, Floats],
+    components: dict[str, Components],
+) -> EncodedPhoto:
+    """Encode a photo.
 
     Args:
         name: as the page shows it.
         image: RGB, as the model saw it.
-        raw: [h, w, C].
-        denoised: the same.
-        count: of components.
+        maps: of each row, [h, w, C].
+        patches: their directions, [N, C].
+        components: the same, encoded.
     """
-    grid, maps = raw.shape[:2], {"raw": raw, "denoised": denoised}
-    patches = {row: directions(fmap) for row, fmap in maps.items()}
-    components = {row: encode(each, count) for row, each in patches.items()}
+    raw, denoised = (maps[row] for row in ROWS)
+    grid = raw.shape[:2]
     each = [errors(cosines_within(components[row], patches[row]), patches[row] @ patches[row].T) for row in ROWS]
     taken, cell = raw - denoised, _cell(image, grid)
     removed = _variance(taken) / max(_variance(raw), 1e-12)
@@ -103,9 +108,9 @@ def _map_json(components: Components, shared: Floats) -> dict[str, Any]:
     linked = link(components, shared)
     return {
         "codes": _text(components.codes),
-        "steps": [float(f"{step:.6g}") for step in components.steps],
+        "steps": components.steps.tolist(),
         "link": _text(linked.codes),
-        "linkStep": linked.step,
+        "linkSteps": linked.steps.tolist(),
     }
 
 

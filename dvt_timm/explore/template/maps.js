@@ -12,9 +12,12 @@ function bytes(text) {
 class Directions {
   constructor(data) {
     this.count = data.steps.length; // K
-    const codes = new Int8Array(bytes(data.codes).buffer);
-    this.components = Float32Array.from(codes, (code, i) => code * data.steps[i % this.count]); // [N, K]
-    this.link = Float32Array.from(new Int8Array(bytes(data.link).buffer), (code) => code * data.linkStep); // [M, K]
+    this.components = this.decode(data.codes, data.steps); // [N, K]
+    this.link = this.decode(data.link, data.linkSteps); // [M, K]: the components' axes in the shared dimensions
+  }
+
+  decode(text, steps) {
+    return Float32Array.from(new Int8Array(bytes(text).buffer), (code, i) => code * steps[i % this.count]);
   }
 
   patch(index) { // [K]

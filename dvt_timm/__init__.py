@@ -9,7 +9,8 @@ arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or
 positions, and `stride`, the distance of two patches in pixels. `denoise` does it to a model that exists, `feature_maps`
 gives raw and denoised maps at once, `extract` those of many photos. `save_head`, `load_head` and `save_model` write and
 read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files.
-`offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws.
+`offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws, `explore` makes a page to
+look at.
 """
 
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import evaluate, offline, train, viz
+    from . import evaluate, explore, offline, train, viz
     from ._util.images import large_images
     from .attach import undenoise
     from .averaged import AveragedEva, AveragedVisionTransformer
@@ -48,6 +49,7 @@ __all__ = [
     "convert_checkpoint",
     "denoise",
     "evaluate",
+    "explore",
     "extract",
     "feature_maps",
     "large_images",
@@ -87,7 +89,7 @@ _PLACES = {  # public name -> the module that has it
     "save_model": "checkpoints.models",
     "undenoise": "attach",
 }
-_ROOMS = ("evaluate", "offline", "train", "viz")
+_ROOMS = ("evaluate", "explore", "offline", "train", "viz")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ Letters: N patches of a map, C channels, K components, M shared dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ class Components:
     steps: Floats
     axes: Floats
 
-    @cached_property
+    @property
     def values(self) -> Floats:  # [N, K]
         """The components as the page reads them."""
         return self.codes * self.steps

@@ -20,9 +20,8 @@ def maps(seed: int, grid: tuple[int, int] = (9, 12), leaks: float = 2.0) -> tupl
     """A raw map [h, w, C], in which position can be read, and the same without its position."""
     random = np.random.default_rng(seed)
     size = (grid[1], grid[0])
-    smooth = [
-        np.asarray(Image.fromarray(random.normal(size=(4, 4)).astype(np.float32)).resize(size)) for _ in range(12)
-    ]
+    noise = random.normal(size=(12, 4, 4)).astype(np.float32)
+    smooth = [np.asarray(Image.fromarray(each).resize(size)) for each in noise]
     clean = np.stack(smooth, axis=2) @ random.normal(size=(12, CHANNELS)) + 0.3 * random.normal(size=(*grid, CHANNELS))
     y, x = (np.linspace(-1, 1, side) for side in grid)
     axes = np.random.default_rng(99).normal(size=(2, CHANNELS))

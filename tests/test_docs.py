@@ -16,7 +16,7 @@ from hub_server import Hub
 from timm.models import get_pretrained_cfg
 
 import dvt_timm
-from dvt_timm import evaluate, offline, train, viz
+from dvt_timm import evaluate, explore, offline, train, viz
 from dvt_timm.cli.main import main
 from dvt_timm.manifest import read_manifest
 
@@ -186,9 +186,9 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", [dvt_timm, offline, train, evaluate, evaluate.data, viz], ids=lambda room: room.__name__
+    "room", [dvt_timm, offline, train, evaluate, evaluate.data, explore, viz], ids=lambda room: room.__name__
 )
 def test_public_names_are_in_the_api(room: ModuleType) -> None:
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", TEXTS["docs/api.md"], re.MULTILINE))
-    rooms = {"data", "evaluate", "offline", "train", "viz"}
+    rooms = {"data", "evaluate", "explore", "offline", "train", "viz"}
     assert {name for name in room.__all__ if not name.startswith("__")} - rooms <= shown

@@ -67,11 +67,8 @@ def test_cosines_from_the_page() -> None:
 
     def decoded(i: int, row: str) -> tuple[Any, Any]:
         part = data[f"photo-{i}"]["maps"][row]
-        steps, link_steps = np.array(part["steps"]), np.array(part["linkSteps"])
-        count = len(steps)
-        return bytes_of(part["codes"], "int8", -1, count) * steps, bytes_of(
-            part["link"], "int8", -1, count
-        ) * link_steps
+        codes, linked = (bytes_of(part[name], "int8", -1, len(part["steps"])) for name in ("codes", "link"))
+        return codes * part["steps"], linked * part["linkSteps"]
 
     shared = {row: principal_axes(moment, 96) for row, moment in found._moments.items()}
     for row, k in (("raw", 0), ("denoised", 1)):

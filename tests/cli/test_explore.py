@@ -70,7 +70,6 @@ def test_what_cannot_be_read_is_named(explore: Callable[..., int], capsys: Any) 
 
 
 def test_what_stops_it_is_one_line(explore: Callable[..., int], capsys: Any) -> None:
-    dvt_timm.save_head(random_head(128), "wide")
     for arguments, message in (
         (["nothing", *SMALL], "no image in nothing"),
         (["photos", "--model", TINY], "the model has no denoiser"),
@@ -78,8 +77,14 @@ def test_what_stops_it_is_one_line(explore: Callable[..., int], capsys: Any) -> 
         (["photos", *SMALL, "--limit", "201"], "a page takes at most 200 photos, got --limit 201; make several pages"),
         (["photos", *SMALL, "--components", "31"], "components must be 32..64, got 31"),
         (["photos", "--model", TINY, "--denoiser", "gone"], "cannot load --denoiser gone: "),
-        (["photos", "--model", TINY, "--denoiser", "wide"], "the head is 128 channels wide, the model 64"),
         (["photos", "--model", "no_such_model"], "cannot build no_such_model"),
     ):
         assert message in error_of(capsys, "explore", *arguments)
     assert not Path("explore.html").exists()
+
+
+def test_a_head_of_another_model(explore: Callable[..., int], capsys: Any) -> None:
+    dvt_timm.save_head(random_head(128), "wide", base="vit_small_patch14_dinov2.lvd142m")
+    assert explore("photos", "--model", TINY, "--denoiser", "wide") == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("dvt-timm: error: cannot load --denoiser wide: the head is 128 channels wide, the model 64")

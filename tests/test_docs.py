@@ -74,6 +74,10 @@ assert skipped == {} and torch.equal(store.clean(0), clean)
     "docs/train.md": """
 assert torch.equal(mine.denoiser.pos_embed, dvt_timm.load_head("my-run").pos_embed)
 """,
+    "docs/explorer.md": """
+assert len(page.photos) == 2 and page.skipped == {}
+assert "<iframe srcdoc=" in page._repr_html_()
+""",
     "docs/evaluate.md": """
 assert raw[0].shape == denoised[0].shape == (8, 11, 384)
 assert len(predicted) == len(labels) == 8 * 11

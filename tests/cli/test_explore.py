@@ -34,7 +34,8 @@ def test_the_page(explore: Callable[..., int], capsys: Any) -> None:
     facts = dict(data_of(Path("new/page.html").read_text())["about"]["facts"])
     assert facts["head"] == "head"
     assert facts["position leakage"].startswith("R²")
-    assert facts["error of similarities"].endswith("from 64 components a map")
+    assert "(999 of 1,000 are below; at worst 0." in facts["error of similarities"]
+    assert facts["components"] == "64 a map"
     assert explore("photos/0.png", *SMALL, "--components", "32", "--out", "new/page.html") == 0
     assert names_in("new/page.html") == ["0.png"]
 

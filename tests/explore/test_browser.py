@@ -212,7 +212,7 @@ def test_similarity_to_the_patch_under_the_pointer(opened: Open) -> None:
         exact = [directions(maps(i)[k]) for i in (0, 2)]
         shared = principal_axes(found._moments[row], 96)
         expected = {
-            "same": (cosines_within(here, exact[0])[index], exact[0] @ exact[0][index]),
+            "same": (cosines_within(here.values, exact[0])[index], exact[0] @ exact[0][index]),
             "other": (
                 cosines_between(here, link(here, shared), there, link(there, shared))[index],
                 exact[1] @ exact[0][index],
@@ -235,7 +235,7 @@ def test_the_second_photo_can_be_asked_too(opened: Open) -> None:
     point_at(tab, "other-raw", 2, 5)
     assert "row 2, column 5 of 1.png" in tab.locator("#query").inner_text()
     component = found.photos[1].components["raw"]
-    expected = colorize(cosines_within(component, directions(maps(1)[0]))[2 * GRID[1] + 5].reshape(GRID), 0, 1)
+    expected = colorize(cosines_within(component.values, directions(maps(1)[0]))[2 * GRID[1] + 5].reshape(GRID), 0, 1)
     assert differing(patches_of(tab, "other-raw"), expected, 3) <= MARKED
 
 

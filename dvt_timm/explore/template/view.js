@@ -112,13 +112,13 @@ function drawGrid(context, photo) {
 // A white frame in a dark outline around a patch; a circle around what matches it best.
 function mark(context, photo, index, isMatch) {
   const [x, y] = [(index % photo.columns) * photo.cellWidth, Math.floor(index / photo.columns) * photo.cellHeight];
-  const unit = photo.width / 400; // so that it looks the same whatever the size of the picture
+  const unit = photo.width / (context.canvas.clientWidth || 400); // a pixel of the screen
   for (const [width, color] of [[5 * unit, "#000"], [2.5 * unit, "#fff"]]) {
     context.lineWidth = width;
     context.strokeStyle = color;
     context.beginPath();
     if (isMatch) {
-      context.arc(x + photo.cellWidth / 2, y + photo.cellHeight / 2, photo.cellWidth * 0.5 + 4 * unit, 0, 2 * Math.PI);
+      context.arc(x + photo.cellWidth / 2, y + photo.cellHeight / 2, photo.cellWidth / 2 + 4 * unit, 0, 2 * Math.PI);
     } else {
       context.rect(x - 3 * unit, y - 3 * unit, photo.cellWidth + 6 * unit, photo.cellHeight + 6 * unit);
     }

@@ -1,6 +1,7 @@
 # make demo         panels of the example photos, from nothing but Python >= 3.10
 # make test         the default test suite
 # make test-slow    the rest, the built wheel among it
+# make test-browser the page of `dvt-timm explore` in Chromium, which Debian's apt-get installs if need be
 # make test-oldest  the default suite with the oldest timm and huggingface_hub
 # make check        linters, types, and which room may import which
 # make docs         the pages, into site/
@@ -13,7 +14,7 @@ OLDEST_TIMM := timm==1.0.21
 OLDEST_HUB := huggingface_hub==1.26.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-oldest check docs bench clean
+.PHONY: demo test test-slow test-browser test-oldest check docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --panels --out demo-output
@@ -23,6 +24,10 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/installed-browser
+	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	DVT_TIMM_BROWSER=required $(BIN)/python -m pytest -m browser
 
 test-oldest: $(VENV)/oldest-timm/installed $(VENV)/oldest-hub/installed
 	PYTHONPATH=$(VENV)/oldest-timm:$(VENV)/oldest-hub $(BIN)/python -m pytest -n auto
@@ -52,6 +57,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,parquet,train]'
+	touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(PIP) -e '.[browser]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

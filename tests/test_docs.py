@@ -16,7 +16,7 @@ from hub_server import Hub
 from timm.models import get_pretrained_cfg
 
 import dvt_timm
-from dvt_timm import evaluate, offline, train, viz
+from dvt_timm import evaluate, explore, offline, train, viz
 from dvt_timm.cli.main import main
 from dvt_timm.manifest import read_manifest
 
@@ -84,6 +84,10 @@ assert torch.equal(mine.denoiser.pos_embed, dvt_timm.load_head("my-run").pos_emb
 assert panel.dtype == sheet.dtype == "uint8"
 with Image.open("cat.png") as drawn:
     assert drawn.size == panel.shape[1::-1]
+""",
+    "docs/explorer.md": """
+assert len(page.photos) == 2 and page.skipped == {}
+assert "<iframe srcdoc=" in page._repr_html_()
 """,
     "docs/evaluate.md": """
 assert raw[0].shape == denoised[0].shape == (8, 11, 384)
@@ -197,9 +201,9 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", [dvt_timm, offline, train, evaluate, evaluate.data, viz], ids=lambda room: room.__name__
+    "room", [dvt_timm, offline, train, evaluate, evaluate.data, explore, viz], ids=lambda room: room.__name__
 )
 def test_public_names_are_in_the_api(room: ModuleType) -> None:
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", TEXTS["docs/api.md"], re.MULTILINE))
-    rooms = {"data", "evaluate", "offline", "train", "viz"}
+    rooms = {"data", "evaluate", "explore", "offline", "train", "viz"}
     assert {name for name in room.__all__ if not name.startswith("__")} - rooms <= shown

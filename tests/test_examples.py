@@ -51,6 +51,14 @@ def test_benchmarks_say_what_they_need(arguments: list[str], message: str) -> No
 
 
 @pytest.mark.slow
+def test_benchmark_of_the_explorer() -> None:
+    output = run("examples/benchmarks/explore.py", "examples/data", "--count", "2", "--size", "112")
+    assert "2 photos of 8 x 8 patches: " in output
+    assert "position leakage: not measured" in output
+    assert "error of similarities: 0.0" in output
+
+
+@pytest.mark.slow
 def test_quickstart() -> None:
     output = run("examples/quickstart.py")
     assert "forward_features (1, 1370, 384)" in output

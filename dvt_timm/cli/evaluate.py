@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAPS = "maps"  # folder of the cache, within that of the report
 PROJECTION_PHOTOS = 100
+MOST_EXPLORED = 200  # images: what a page takes
 GIGABYTE = 1 << 30
 RESERVED = ("plain", "denoised", "positions", "projection")  # names of rows that are not the caller's
 
@@ -104,6 +105,13 @@ def _add_numbers(parser: argparse.ArgumentParser, task: Task) -> None:
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images in a pass (default: 8)")
     parser.add_argument("--half", action="store_true", help="bfloat16 in the forward passes")
     parser.add_argument(
+        "--explore",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="make REPORT/explore.html, too: N of the images to look at, plain beside the first other row (default: 0)",
+    )
+    parser.add_argument(
         "--cache",
         type=finite,
         default=20.0,
@@ -117,6 +125,8 @@ def _check(arguments: argparse.Namespace) -> None:
     is_trained = "as_released" in arguments or getattr(arguments, "protocol", None) == "paper"
     if is_trained and len(arguments.size or ()) > 1:
         raise CommandError("the paper's probes have sizes of their own; --size is the projection's alone, give one")
+    if arguments.explore > MOST_EXPLORED:
+        raise CommandError(f"a page takes at most {MOST_EXPLORED} images, got --explore {arguments.explore}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -135,13 +145,30 @@ def run(arguments: argparse.Namespace) -> int:
     skipped = 0
     for size in sizes:
         rows = _rows_of(arguments, size, team)
+        if arguments.explore and not arguments.projection and len(rows.names) == 1:
+            raise CommandError("--explore shows a row beside the plain one, and there is none; add --denoiser HEAD")
         if task.images is not None and arguments.projection:
             rows.add_projection(_some_of(task.images(data), team), arguments.projection)
         found: Report = task.run(rows, data, arguments)
         if team.rank == 0:
-            _tell(found, arguments.out if len(sizes) == 1 else arguments.out / str(size))
+            folder = arguments.out if len(sizes) == 1 else arguments.out / str(size)
+            if arguments.explore:
+                _explore(rows, data if task.images is None else task.images(data), folder, arguments.explore)
+            _tell(found, folder)
             skipped += len(found.skipped)
     return 1 if skipped else 0
+
+
+def _explore(rows: Rows, images: Sequence[Path], folder: Path, count: int) -> None:
+    """Make the page of some of the images; the report links to it."""
+    from ..evaluate.report import EXPLORER
+    from ..evaluate.tasks.correspondence import spread_over
+    from ..explore import explore_rows
+
+    page = explore_rows(rows, [images[i] for i in spread_over(len(images), count)])
+    for reason in page.skipped.values():
+        report(f"left out of {EXPLORER}: {reason}")
+    page.save(folder / EXPLORER)
 
 
 def _tell(found: Report, folder: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST = 10  # images that gain most, and as many that lose most
 THUMBNAIL = 160  # pixels
+EXPLORE = '<p><a href="{}">Explore the features</a> of some of these images, plain beside denoised.</p>'
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -28,12 +29,13 @@ svg { background: white; max-width: 100%; height: auto; }
 """
 
 
-def page_of(report: Report) -> str:
-    """Make the page: one file, no network."""
+def page_of(report: Report, explorer: str | None = None) -> str:
+    """Make the page: one file, no network; `explorer` is the address of a page to explore the features with."""
     title = html.escape(f"{report.task}: {report.count} {report.over}")
     parts = [
         f"<h1>{title}</h1>",
         _list(report.verdicts.values()),
+        *([EXPLORE.format(html.escape(explorer))] if explorer else []),
         _table(report.table()),
         *(f"<p>{as_svg(figure)}</p>" for figure in plots_of(report).values()),
         *_extremes(report),

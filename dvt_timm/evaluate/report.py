@@ -20,6 +20,7 @@ from .._version import __version__
 from .estimates import Estimate
 from .rows import PLAIN
 
+EXPLORER = "explore.html"  # the page of `dvt_timm.explore` in a report's folder
 NORMAL = 1.96  # standard errors that half a 95 % interval takes
 POWER = 0.84  # standard errors more, to find a difference in four of five cases
 FEWEST = 8  # of fewer the bootstrap's intervals are too narrow
@@ -190,6 +191,8 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write report.json, report.md, report.html and a PNG of each plot to a folder.
 
+        The HTML links to `explore.html`, if that is there.
+
         Raises:
             ImportError: if matplotlib is not installed.
             OSError: if it cannot be written.
@@ -202,7 +205,8 @@ class Report:
             with replacing(folder / f"{name}.png") as path:
                 figure.savefig(path, format="png", dpi=150, metadata=dict([OURS]))
         write_json(folder / "report.json", self.as_json())
-        for name, text in (("report.md", self.text()), ("report.html", page_of(self))):
+        explorer = EXPLORER if (folder / EXPLORER).is_file() else None
+        for name, text in (("report.md", self.text()), ("report.html", page_of(self, explorer))):
             write_text(folder / name, text)
 
 

@@ -10,7 +10,6 @@ Letters: N patches of a map, C channels, K components, M shared dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ Codes = NDArray[np.int8]
 MOST = 127  # of a code
 OTHERS = 0.1  # weight of all photos beside the map's own: a map's axes are a little theirs, too
 QUANTILE = 0.999  # of the errors that are stated
+MEASURED = 2048  # patches of a map, at most, whose cosines are compared with the exact ones
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Components:
     steps: Floats
     axes: Floats
 
-    @cached_property
+    @property
     def values(self) -> Floats:  # [N, K]
         """The components as the page reads them."""
         return self.codes * self.steps
@@ -97,11 +97,18 @@ def link(components: Components, shared: Floats) -> Link:
     return Link(_codes(axes / steps), steps)
 
 
-def cosines_within(components: Components, exact: Floats) -> Floats:  # exact: [N, C] -> [N, N]
-    """Compute the cosines of a map's patches as the page does, which knows that of a patch with itself."""
-    cosines: Floats = components.values @ components.values.T
+def cosines_within(values: Floats, exact: Floats) -> Floats:  # [n, K], [n, C] -> [n, n]
+    """Compute the cosines of patches of a map as the page does, which knows that of a patch with itself."""
+    cosines: Floats = values @ values.T
     np.fill_diagonal(cosines, exact.any(axis=1))
     return cosines
+
+
+def errors_within(components: Components, exact: Floats) -> tuple[float, float]:  # exact: [N, C]
+    """Measure the errors of the cosines within a map, of a sample of its patches if it has many."""
+    drawn = np.random.default_rng(0).permutation(len(exact))[:MEASURED]
+    patches = exact[drawn]
+    return errors(cosines_within(components.values[drawn], patches), patches @ patches.T)
 
 
 def cosines_between(one: Components, of_one: Link, other: Components, of_other: Link) -> Floats:  # [N, N']

@@ -35,6 +35,7 @@ FEWEST_COMPONENTS, MOST_COMPONENTS = 32, 64
 SHARED = 128  # dimensions
 SAMPLED = 48  # patches of each photo that errors between photos are measured on
 MOST_PHOTOS = 200
+MOST_PATCHES = MOST_PHOTOS * 37 * 37  # of all photos, were they square: a page of 70 MB
 HEIGHT = 900  # pixels of the frame in a notebook
 
 
@@ -130,17 +131,21 @@ class Explorer:
         else:
             leakage = f"R² {raw:.2f} raw, {denoised:.2f} denoised"
         removed = float(np.mean([photo.removed for photo in self.photos]))
-        usual, worst = (max(photo.error[i] for photo in self.photos) for i in (0, 1))
-        kept = len(self.photos[0].components["raw"].steps)
-        similarity = f"{usual:.3f} within a photo (at worst {worst:.3f})"
-        if len(self.photos) > 1:
-            usual, worst = self._errors_between(shared)
-            similarity += f", {usual:.3f} between photos ({worst:.3f})"
         return {
             "position leakage": leakage,
             "removed": f"{100 * removed:.0f} % of the raw variance",
-            "error of similarities": f"{similarity}, in 999 of 1,000 pairs, from {kept} components a map",
+            "error of similarities": self._errors(shared),
+            "components": f"{len(self.photos[0].components['raw'].steps)} a map",
         }
+
+    def _errors(self, shared: Mapping[str, Floats]) -> str:
+        """Say how far the page's similarities are from the exact ones."""
+        usual, worst = (f"{max(photo.error[i] for photo in self.photos):.3f}" for i in (0, 1))
+        usual += " within a photo"
+        if len(self.photos) > 1:
+            between = self._errors_between(shared)
+            usual, worst = f"{usual}, {between[0]:.3f} between photos", f"{worst}, {between[1]:.3f}"
+        return f"{usual} (999 of 1,000 are below; at worst {worst})"
 
     def _errors_between(self, shared: Mapping[str, Floats]) -> tuple[float, float]:
         """Measure the errors of cosines between each photo and the next one."""
@@ -180,12 +185,14 @@ def explorer(
     Raises:
         TypeError: if the model is no timm `VisionTransformer` or `Eva`.
         ValueError: if the model has no denoiser; if there are more than 200 images, or none that can be read; if
-            the number of components is out of range, or images of that size make too many patches.
+            the number of components is out of range, or images of that size make too many patches for the model or
+            for a page.
     """
     inner = uncompiled(model)
     if getattr(inner, "denoiser", None) is None:
         raise ValueError("the model has no denoiser, so that nothing could be compared; dvt_timm.denoise puts one on")
     _check_count(len(images))
+    _check_size(inner, preprocessing_of(inner, size).size, len(images))
     page = Explorer(_facts(inner, size), len(images), components)
     bar = tqdm(images, unit="photo", disable=None if progress else True)
     for number, (name, image) in enumerate(_read(bar, page.skipped), 1):
@@ -222,7 +229,8 @@ def explore_rows(rows: Rows, images: Sequence[Path], row: str | None = None) -> 
         maps = rows.maps(image).rows
         height, width = maps[PLAIN].shape[:2]
         patch = rows.model.patch_embed.patch_size
-        page.add(name, image.resize((width * patch[1], height * patch[0])), maps[PLAIN], maps[row])
+        seen = image.resize((width * patch[1], height * patch[0]))
+        page.add(name, seen, *(maps[each].permute(2, 0, 1)[None] for each in (PLAIN, row)))
     return page
 
 
@@ -249,6 +257,16 @@ def _check_count(count: int) -> None:
 def _short(place: str) -> str:
     """Name where a head lies by the end of its path: a page may be shown to others."""
     return place if is_source(place) else "/".join(Path(place).parts[-2:])
+
+
+def _check_size(model: Any, size: int, count: int) -> None:
+    """Raise ValueError if so many images of that size would make a page that no browser likes."""
+    rows, columns = model.patch_embed.dynamic_feat_size((size, size))
+    if rows * columns * count > MOST_PATCHES:
+        raise ValueError(
+            f"{count} images of {rows} x {columns} patches are too much for a page; take at most "
+            f"{MOST_PATCHES // (rows * columns)} of them, or a smaller size"
+        )
 
 
 def _facts(model: Any, size: int | None) -> dict[str, str]:

@@ -18,7 +18,7 @@ class Leakage:
     """
 
     def __init__(self, count: int) -> None:
-        self._left = count * 2 // 3
+        self._is_measured, self._left = count >= FEWEST, count * 2 // 3
         self._moments = Moments()
         self._probe: LinearPlaces | None = None
         self._sums: list[tuple[Tensor, Tensor]] = []
@@ -27,6 +27,8 @@ class Leakage:
     def add(self, fmap: Tensor) -> None:  # [h, w, C]
         """See the map of the next photo."""
         self._count += 1
+        if not self._is_measured:
+            return
         if self._left > 0:
             self._left -= 1
             self._moments.add(fmap)

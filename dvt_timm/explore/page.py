@@ -17,7 +17,7 @@ from ..viz.arrays import Floats
 from .photo import EncodedPhoto
 from .pictures import PALETTE
 
-SCRIPTS = ("maps.js", "view.js")
+SCRIPTS = ("maps.js", "view.js", "picture.js", "listen.js")
 
 
 def page_of(facts: Mapping[str, str], photos: Sequence[EncodedPhoto], shared: Mapping[str, Floats]) -> str:

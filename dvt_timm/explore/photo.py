@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..viz.arrays import Floats
-from .encoding import Components, cosines_within, errors, link
+from .encoding import Components, errors_within, link
 from .pictures import color_steps, matched_clusters, pca_colors
 
 ROWS = ("raw", "denoised")
@@ -69,7 +69,7 @@ def encode_photo(
     """
     raw, denoised = (maps[row] for row in ROWS)
     grid = raw.shape[:2]
-    each = [errors(cosines_within(components[row], patches[row]), patches[row] @ patches[row].T) for row in ROWS]
+    each = [errors_within(components[row], patches[row]) for row in ROWS]
     taken, cell = raw - denoised, _cell(image, grid)
     removed = _variance(taken) / max(_variance(raw), 1e-12)
     picture = image.resize((grid[1] * cell[1], grid[0] * cell[0]), Image.Resampling.LANCZOS)

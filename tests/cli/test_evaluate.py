@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 from evaluating import DATA
+from exploring import data_of
 from helpers import TINY, random_head
 
 import dvt_timm
@@ -90,6 +91,36 @@ def test_several_sizes_and_a_limit(command: Callable[..., int]) -> None:
         assert found["settings"]["pixels"] == f"{size}, squeezed to a square"
         assert found["settings"]["photos that fit the probes"] == 4
         assert found["figures"].keys() == {"plain"}
+
+
+def explored(folder: str) -> dict[str, Any]:
+    return data_of(Path(folder, "explore.html").read_text())["about"]
+
+
+def test_a_page_to_explore(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    dvt_timm.save_head(random_head(64), "head", base=TINY)
+    evaluate = ["evaluate", "artifacts", "photos", *SMALL, "--mic", "0", "--projection", "0"]
+    assert command(*evaluate, "--denoiser", "head", "--explore", "3") == 0
+    assert '<a href="explore.html">' in Path("report/report.html").read_text()
+    assert [photo["name"] for photo in explored("report")["photos"]] == ["0.png", "2.png", "5.png"]
+    assert dict(explored("report")["facts"])["head"] == "head"
+    capsys.readouterr()
+    assert command(*evaluate, "--explore", "3") == 2
+    assert "--explore shows a row beside the plain one, and there is none" in capsys.readouterr().err
+    assert command(*evaluate, "--explore", "201") == 2
+    assert "a page takes at most 200 images, got --explore 201" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", evaluate_command.TASKS)
+def test_a_page_to_explore_of_every_task(command: Callable[..., int], task: str) -> None:
+    Path("data").mkdir()
+    DATA[task](Path("data"))
+    more = TRAINED if task == "depth" else ()
+    data = "photos" if task == "artifacts" else "data"
+    assert command("evaluate", task, data, *SMALL, "--projection", "5", "--explore", "2", *more) == 0
+    assert len(explored("report")["photos"]) == 2
+    assert dict(explored("report")["facts"])["head"] == "projection"
 
 
 def test_a_broken_photo(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import dvt_timm
 from dvt_timm.cli import features
 from dvt_timm.cli import main as cli
 
-COMMANDS = ("features", "fit", "train", "distill", "list", "convert", "push", "weights")
+COMMANDS = ("features", "explore", "fit", "train", "distill", "list", "convert", "push", "weights")
 STARTED = (
     "import atexit, sys, dvt_timm_command\n"
     "heavy = {'torch', 'timm', 'numpy', 'PIL', 'huggingface_hub', 'dvt_timm.viz', 'dvt_timm.registry'}\n"

@@ -150,3 +150,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert all(source.startswith("data:") for source in tags.sources)
     assert "<i>" not in page
     assert "gone.png: +10.0" in page
+    assert "explore.html" not in page
+    (tmp_path / "report/explore.html").touch()
+    found.save(tmp_path / "report")
+    page = (tmp_path / "report/report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert [source for source in tags.sources if not source.startswith("data:")] == ["explore.html"]

@@ -14,7 +14,7 @@ OLDEST_TIMM := timm==1.0.21
 OLDEST_HUB := huggingface_hub==1.26.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-browser test-oldest check docs bench clean
+.PHONY: demo test test-slow chromium test-browser test-oldest check docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --panels --out demo-output
@@ -25,8 +25,10 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(VENV)/installed-browser
+chromium:
 	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+
+test-browser: chromium $(VENV)/installed-browser
 	DVT_TIMM_BROWSER=required $(BIN)/python -m pytest -m browser
 
 test-oldest: $(VENV)/oldest-timm/installed $(VENV)/oldest-hub/installed

@@ -51,7 +51,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,train]'
+	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,train,video]'
 	touch $@
 
 $(VENV)/oldest-timm/installed: $(VENV)/installed-dev

@@ -13,6 +13,7 @@ from .maps import PcaColors, axes_of, same_grid
 from .sheet import Cell, draw_sheet
 
 SIDE = 320  # pixels: long side of a tile
+MOST_TOKENS = 10_000  # that colors are found from
 
 
 class LockedShare:
@@ -77,7 +78,7 @@ class FilmColors:
         Raises:
             ValueError: if there is no map, a map is not finite, or maps do not go with each other.
         """
-        before, after = tokens_of(same_grid(raw)), tokens_of(same_grid(denoised))
+        before, after = (_some(tokens_of(same_grid(maps))) for maps in (raw, denoised))
         axes = axes_of(before)
         taken = before - after
         return cls(
@@ -111,3 +112,8 @@ def film_frame(image: ImageLike, tiles: Pixels, labels: Sequence[str], caption: 
     pictures = [fitted(photo, size), *(enlarged(tile, size) for tile in tiles)]
     cells = [Cell(picture, label) for picture, label in zip(pictures, labels, strict=True)]
     return draw_sheet(cells, len(cells), caption=caption)
+
+
+def _some(tokens: Floats) -> Floats:  # [N, C]
+    """Take tokens evenly, as many as colors are found from."""
+    return tokens[:: -(-len(tokens) // MOST_TOKENS)]

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dvt_timm import viz
+from dvt_timm.viz import film
 
 PHOTO = np.full((40, 60, 3), (200, 10, 60), np.uint8)
 
@@ -91,3 +92,12 @@ def test_a_frame_has_the_picture_its_tiles_and_their_labels() -> None:
     other = viz.film_frame(PHOTO, tiles, ["frame", "raw 3 %", "denoised", "removed"], "of a ViT")
     assert other.shape == frame.shape
     assert (other != frame).any()
+
+
+def test_colors_are_found_from_some_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = [noise(10, 12, 8, seed=seed) * [9, 5, 3, *5 * [0.1]] for seed in range(4)]
+    whole = viz.FilmColors.of(raw, raw).tiles(raw[0], raw[0])
+    monkeypatch.setattr(film, "MOST_TOKENS", 240)
+    half = viz.FilmColors.of(raw, raw).tiles(raw[0], raw[0])
+    assert (half != whole).any()
+    assert np.abs(half[0].astype(int) - whole[0]).mean() < 15

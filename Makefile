@@ -58,7 +58,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,parquet,train]'
+	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,parquet,train,video]'
 	touch $@
 
 $(VENV)/installed-browser: $(VENV)/installed-dev

@@ -7,10 +7,10 @@
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
 `{"grid_size": [h, w], "num_blocks": n}` for weights loaded later) or `{"positions": n}` for means over views of the
 positions, and `stride`, the distance of two patches in pixels. `denoise` does it to a model that exists, `feature_maps`
-gives raw and denoised maps at once, `extract` those of many photos. `save_head`, `load_head` and `save_model` write and
-read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files.
-`offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws, `explore` makes a page to
-look at.
+gives raw and denoised maps at once, `extract` those of many photos, `film` those of a clip. `save_head`, `load_head` and
+`save_model` write and read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders
+of the authors' files. `offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws,
+`explore` makes a page to look at.
 """
 
 import sys
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .extraction import Extracted, extract
     from .factory import denoise
     from .features import FeatureMaps, feature_maps, preprocess
+    from .films import Film, film
     from .head import DenoiserHead, HeadSource
     from .models import DenoisedEva, DenoisedVisionTransformer
     from .names import list_variants
@@ -44,6 +45,7 @@ __all__ = [
     "DenoiserHead",
     "Extracted",
     "FeatureMaps",
+    "Film",
     "HeadSource",
     "__version__",
     "convert_checkpoint",
@@ -52,6 +54,7 @@ __all__ = [
     "explore",
     "extract",
     "feature_maps",
+    "film",
     "large_images",
     "list_variants",
     "load_head",
@@ -74,11 +77,13 @@ _PLACES = {  # public name -> the module that has it
     "DenoiserHead": "head",
     "Extracted": "extraction",
     "FeatureMaps": "features",
+    "Film": "films",
     "HeadSource": "head",
     "convert_checkpoint": "checkpoints.published",
     "denoise": "factory",
     "extract": "extraction",
     "feature_maps": "features",
+    "film": "films",
     "large_images": "_util.images",
     "list_variants": "names",
     "load_head": "checkpoints.heads",

@@ -165,6 +165,14 @@ def test_planted_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_planted_film(tmp_path: Path) -> None:
+    output = run("examples/planted_film.py", str(tmp_path / "film"), "4")
+    raw, denoised = map(float, re.findall(r"([\d.]+) %", output))
+    assert raw > denoised
+    assert len(list((tmp_path / "film").iterdir())) == 4
+
+
+@pytest.mark.slow
 def test_train_head(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path / "out"), "--views", "3", "--view-pairs", "2", "--size", "112", "--steps", "2"]
     for _ in range(2):  # the second time it finds all done

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import dvt_timm
 
 from .._version import __version__
-from . import convert, debias, distill, evaluate, explore, features, fit, list, push, train, weights
+from . import convert, debias, distill, evaluate, explore, features, film, fit, list, push, train, weights
 from .console import CommandError, SteadyStream, one_line, reading, speaks, steady_streams
 
-COMMANDS = (features, explore, fit, train, distill, evaluate, debias, list, convert, push, weights)
+COMMANDS = (features, explore, film, fit, train, distill, evaluate, debias, list, convert, push, weights)
 # what the library says in a line
 EXPECTED = (CommandError, OSError, ValueError, RuntimeError, ImportError, MemoryError, OverflowError)
 BUG = 70  # exit status, as in sysexits.h

@@ -67,6 +67,7 @@ def test_pca_rows_have_the_axes_of_the_first_map_and_their_own_means_and_scales(
     rows = viz.pca_rows([first, 0.1 * first + noise(6, seed=1), first + [0, 0, 0, 50, 0, 0] * noise(9, 8, 1, seed=2)])
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-9)
     np.testing.assert_allclose(rows[2], rows[0], atol=0.2)  # what varies elsewhere has no color
+    np.testing.assert_allclose(viz.pca_rows([first + 1e8])[0], rows[0], atol=1e-3)  # however large the mean
     assert min(row.min() for row in rows) == 0
     assert max(row.max() for row in rows) == 1
 

@@ -7,10 +7,10 @@
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
 `{"grid_size": [h, w], "num_blocks": n}` for weights loaded later) or `{"positions": n}` for means over views of the
 positions, and `stride`, the distance of two patches in pixels. `denoise` does it to a model that exists, `feature_maps`
-gives raw and denoised maps at once, `extract` those of many photos, `film` those of a clip. `save_head`, `load_head` and
-`save_model` write and read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders
-of the authors' files. `offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws,
-`explore` makes a page to look at.
+gives raw and denoised maps at once, `extract` those of many photos, `film` those of a clip. `save_head`, `load_head`
+and `save_model` write and read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes
+folders of the authors' files. `offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz`
+draws, `explore` makes a page to look at.
 """
 
 import sys

@@ -242,6 +242,12 @@ def test_the_second_photo_can_be_asked_too(opened: Open) -> None:
 def test_a_patch_is_held(opened: Open) -> None:
     tab = opened(page(1).html())
     query = tab.locator("#query")
+    point_at(tab, "same-raw", 1, 1)
+    tab.mouse.down()
+    tab.mouse.up()
+    tab.keyboard.press("ArrowDown")  # goes on from there
+    settle(tab)
+    assert "row 2, column 1" in query.inner_text()
     point_at(tab, "main", 2, 3)
     tab.mouse.down()
     tab.mouse.up()
@@ -274,9 +280,15 @@ def test_keys(opened: Open) -> None:
             tab.keyboard.press(key)
         settle(tab)
 
+    press("ArrowRight", " ")  # scroll the page, as long as the photo has no focus
+    assert "row 4, column 4" in tab.locator("#query").inner_text()
+    assert "held" not in tab.locator("#query").inner_text()
+    tab.locator("#main").focus()
     press("ArrowRight", "ArrowDown", "Shift+ArrowLeft", "Shift+ArrowLeft")  # it stays within the photo
     assert "row 5, column 0" in tab.locator("#query").inner_text()
     assert "held" in tab.locator("#query").inner_text()
+    press(" ")
+    assert "held" not in tab.locator("#query").inner_text()
     press("n")
     assert tab.locator("#photo-name").inner_text() == "1.png"
     press("p", "p")

@@ -14,10 +14,10 @@ OLDEST_TIMM := timm==1.0.21
 OLDEST_HUB := huggingface_hub==1.26.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-browser test-oldest check docs bench clean
+.PHONY: demo test test-slow chromium test-browser test-oldest check docs bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --out demo-output
+	$(BIN)/dvt-timm features examples/data/cat.jpg examples/data/puppy.jpg --panels --out demo-output
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -25,13 +25,15 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(VENV)/installed-browser
+chromium:
 	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+
+test-browser: chromium $(VENV)/installed-browser
 	DVT_TIMM_BROWSER=required $(BIN)/python -m pytest -m browser
 
 test-oldest: $(VENV)/oldest-timm/installed $(VENV)/oldest-hub/installed
 	PYTHONPATH=$(VENV)/oldest-timm:$(VENV)/oldest-hub $(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(VENV)/oldest-timm $(BIN)/python -m pytest -n auto tests/test_clients.py
+	PYTHONPATH=$(VENV)/oldest-timm $(BIN)/python -m pytest -n auto tests/test_clients.py tests/test_homes.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -56,7 +58,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.cfg setup.py
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,train]'
+	$(PIP) -e '.[bench,clients,dev,docs,evaluate,export,parquet,train]'
 	touch $@
 
 $(VENV)/installed-browser: $(VENV)/installed-dev

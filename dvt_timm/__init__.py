@@ -7,10 +7,10 @@
 arguments of `create_model`: `denoiser`, a head (a `DenoiserHead`, its folder or file, `hf-hub:user/repo`, or its shape
 `{"grid_size": [h, w], "num_blocks": n}` for weights loaded later) or `{"positions": n}` for means over views of the
 positions, and `stride`, the distance of two patches in pixels. `denoise` does it to a model that exists, `feature_maps`
-gives raw and denoised maps at once. `save_head`, `load_head` and `save_model` write and read them, `push_to_hub` takes
-them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files. `offline` is stage 1 of the
-method, `train` stages 2 and 3, `evaluate` measures, `viz` draws, `explore`
-makes a page to look at.
+gives raw and denoised maps at once, `extract` those of many photos. `save_head`, `load_head` and `save_model` write and
+read them, `push_to_hub` takes them to the Hugging Face Hub, `convert_checkpoint` makes folders of the authors' files.
+`offline` is stage 1 of the method, `train` stages 2 and 3, `evaluate` measures, `viz` draws, `explore` makes a page to
+look at.
 """
 
 import sys
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .checkpoints.heads import load_head, save_head
     from .checkpoints.models import save_model
     from .checkpoints.published import convert_checkpoint
+    from .extraction import Extracted, extract
     from .factory import denoise
     from .features import FeatureMaps, feature_maps, preprocess
     from .head import DenoiserHead, HeadSource
@@ -41,6 +42,7 @@ __all__ = [
     "DenoisedEva",
     "DenoisedVisionTransformer",
     "DenoiserHead",
+    "Extracted",
     "FeatureMaps",
     "HeadSource",
     "__version__",
@@ -48,6 +50,7 @@ __all__ = [
     "denoise",
     "evaluate",
     "explore",
+    "extract",
     "feature_maps",
     "large_images",
     "list_variants",
@@ -69,10 +72,12 @@ _PLACES = {  # public name -> the module that has it
     "AveragedEva": "averaged",
     "AveragedVisionTransformer": "averaged",
     "DenoiserHead": "head",
+    "Extracted": "extraction",
     "FeatureMaps": "features",
     "HeadSource": "head",
     "convert_checkpoint": "checkpoints.published",
     "denoise": "factory",
+    "extract": "extraction",
     "feature_maps": "features",
     "large_images": "_util.images",
     "list_variants": "names",

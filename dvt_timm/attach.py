@@ -13,24 +13,24 @@ from ._util.modules import uncompiled
 from .averaged import AveragedEva, AveragedVisionTransformer
 from .cleaned import Cleaned, make_plain
 from .head import Head
+from .homes import Resident, home_of, move_out, settle, width_of
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .positions import PositionViews, check_positions
 
 
-def attach_head(model: Any, head: Head) -> DenoisedVisionTransformer | DenoisedEva:
-    """Put a head behind the final norm of a timm model, in place; see `dvt_timm.denoise`."""
+def attach_head(model: Any, head: Head) -> Any:
+    """Put a head behind the final norm of a model, in place; see `dvt_timm.denoise`."""
     _refuse_compiled(model)
+    if home_of(model) is not None:
+        _check_head(head, width_of(model))
+        return settle(model, head)
     if _timm_class(model) is None:
         raise TypeError(
             f"cannot denoise a {type(model).__name__}: the denoiser reads the patch tokens of timm's VisionTransformer "
-            "and Eva themselves; with another feature extractor call DenoiserHead on its (B, H, W, C) map"
+            "and Eva themselves, of torch.hub's DINOv2 and DINOv3 and of some models of transformers; "
+            + (_inside(model) or "with another feature extractor call DenoiserHead on its (B, H, W, C) map")
         )
-    if not isinstance(head, Head):
-        raise TypeError(f"head must be a denoiser head, got {type(head).__name__}; dvt_timm.load_head reads one")
-    if head.dim != model.embed_dim:
-        raise ValueError(
-            f"the head is {head.dim} channels wide, the model {model.embed_dim}; use a head made for this model"
-        )
+    _check_head(head, model.embed_dim)
     _refuse_dropped_patches(model)
     if isinstance(model.norm, nn.Identity):
         warn_caller(
@@ -40,6 +40,14 @@ def attach_head(model: Any, head: Head) -> DenoisedVisionTransformer | DenoisedE
     weight = next(model.blocks.parameters())
     head = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
     return _cleaned(model, head, {VisionTransformer: DenoisedVisionTransformer, Eva: DenoisedEva})
+
+
+def _check_head(head: Any, width: int) -> None:
+    """Raise TypeError if it is no head, ValueError if it is not as wide as the model."""
+    if not isinstance(head, Head):
+        raise TypeError(f"head must be a denoiser head, got {type(head).__name__}; dvt_timm.load_head reads one")
+    if head.dim != width:
+        raise ValueError(f"the head is {head.dim} channels wide, the model {width}; use a head made for this model")
 
 
 def attach_positions(model: Any, num_views: int) -> AveragedVisionTransformer | AveragedEva:
@@ -58,8 +66,8 @@ def attach_positions(model: Any, num_views: int) -> AveragedVisionTransformer | 
     return _cleaned(model, views, {VisionTransformer: AveragedVisionTransformer, Eva: AveragedEva})
 
 
-def undenoise(model: Any) -> VisionTransformer | Eva:
-    """Take off what makes a model's maps clean, in place: the model is of timm's own class again.
+def undenoise(model: Any) -> Any:
+    """Take off what makes a model's maps clean, in place: the model is of its own class again.
 
     Args:
         model: a denoised model, from `timm.create_model` or `denoise`.
@@ -68,9 +76,11 @@ def undenoise(model: Any) -> VisionTransformer | Eva:
         The same model.
 
     Raises:
-        TypeError: if the model has no denoiser, or is compiled.
+        TypeError: if the model has no denoiser, is compiled, or a method of it was replaced since.
     """
     _refuse_compiled(model)
+    if isinstance(model, Resident):
+        return move_out(model)
     if not isinstance(model, Cleaned):
         raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no denoiser to take off")
     make_plain(model)
@@ -83,6 +93,14 @@ def _timm_class(model: Any) -> type | None:
     if type(model) in own:
         return Eva if isinstance(model, Eva) else VisionTransformer
     return type(model) if type(model) in (VisionTransformer, Eva) else None
+
+
+def _inside(model: Any) -> str:
+    """Say which part of a model takes a head, if any does."""
+    for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
+        if name and (_timm_class(part) is not None or home_of(part) is not None):
+            return f"it holds one that takes a head: denoise its .{name}"
+    return ""
 
 
 def _cleaned(model: Any, denoiser: nn.Module, classes: dict[type | None, type]) -> Any:

@@ -8,6 +8,7 @@ Letters: K windows, B images, N = h * w patches, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from .cleaned import Cleaned, repack, unpack
+from .cleaned import Cleaned, Seen, repack, tokens_and_maps, unpack
 from .positions import PositionViews, plain_embedding, windowed_embedding, windowed_rotation
 
 
@@ -32,14 +33,15 @@ class _Averaged(Cleaned):
         is_causal: bool = False,
     ) -> Tensor:  # [B, prefix + H * W, C]
         """Compute what timm's `forward_features` gives, with patch tokens that are means over position views."""
-        return self._raw_and_clean(x, attn_mask, is_causal)[1]
-
-    def _raw_and_clean(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> tuple[Tensor, Tensor]:
         self._check(x)
-        tokens = super().forward_features(self.denoiser.repeated(x), **self._view_masks(attn_mask, is_causal))
-        return self.denoiser.plain(tokens), self._mean_tokens(tokens)
+        masks = self._view_masks(attn_mask, is_causal)
+        return self._mean_tokens(super().forward_features(self.denoiser.repeated(x), **masks))
+
+    def _seen(self, x: Tensor, blocks: Sequence[int]) -> Seen:
+        self._check(x)
+        tokens, maps = tokens_and_maps(super(), self.denoiser.repeated(x), blocks)
+        means = [self.denoiser.mean(fmap, (2, 3)) for fmap in maps]
+        return Seen(self.denoiser.plain(tokens), self._mean_tokens(tokens), means)
 
     def _check(self, x: Tensor) -> None:
         """Raise ValueError if images do not fit the model, or torch.fx traces it."""

@@ -1,7 +1,8 @@
 """What timm's models with clean maps share: images are checked, and their raw features stay at hand."""
 
+from collections.abc import Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.models.eva import Eva
@@ -53,7 +54,7 @@ class Cleaned(_TimmViT):
     """What every model with clean maps shares; it comes before the timm class among their bases.
 
     `denoiser` is the module that makes them clean; its `config` is the JSON-friendly argument that rebuilds it. The
-    method `_raw_and_clean` gives the tokens after the final norm, as the backbone has them and clean, from one pass.
+    method `_seen` is what `seen_by` calls.
     """
 
     __jit_unused_properties__ = ("_model_args",)
@@ -110,17 +111,45 @@ def plain_intermediates(model: Any, x: Tensor, layer: int) -> Tensor:  # [B, 3, 
     return fmap
 
 
-def raw_and_clean(model: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:  # [B, prefix + H * W, C] both
-    """Compute the tokens after the final norm in one pass: as the backbone gives them, and clean; None if plain.
+class Seen(NamedTuple):
+    """What one pass over B images gives, after the final norm."""
+
+    raw: Tensor  # [B, prefix + H * W, C], tokens as the backbone gives them
+    clean: Tensor | None  # the same, clean; None if the model is plain
+    maps: list[Tensor]  # [B, C, H, W] each, of the blocks that were asked for
+
+
+def seen_by(model: Any, x: Tensor, blocks: Sequence[int] = ()) -> Seen:  # [B, 3, height, width]
+    """Let a model see images once: their tokens, raw and clean, and the maps of some blocks.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva`, with clean maps or not.
+        x: as the model wants them.
+        blocks: ascending, without the last one. Means over positions clean their maps too, heads do not.
 
     Raises:
         ValueError: if the images do not fit the model.
     """
     if isinstance(model, Cleaned):
-        return model._raw_and_clean(x)
+        return model._seen(x, blocks)
     embed = model.patch_embed
     check_image_size(x, embed.patch_size, embed.img_size, embed.strict_img_size, embed.dynamic_img_pad)
-    return model.forward_features(x), None
+    tokens, maps = tokens_and_maps(model, x, blocks)
+    return Seen(tokens, None, maps)
+
+
+def tokens_and_maps(model: Any, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Call timm's own pass: tokens [B, prefix + H * W, C] and the maps [B, C, H, W] of blocks, after the final norm.
+
+    Args:
+        model: or `super()` within a method of one.
+        x: [B, 3, height, width].
+        blocks: ascending.
+    """
+    if not blocks:
+        return model.forward_features(x), []
+    tokens, maps = model.forward_intermediates(x, list(blocks), norm=True)
+    return tokens, maps
 
 
 def unpack(output: Any) -> tuple[Tensor | None, list[Any]]:

@@ -17,14 +17,12 @@ from torch import Tensor
 from ._util.errors import warn_caller
 from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
 from .attach import attach_head, attach_positions
-from .averaged import AveragedEva, AveragedVisionTransformer
 from .checkpoints.heads import head_from_state, load_head, new_head
 from .checkpoints.models import SAVED, is_ours, load_backbone, pinned, read_weights, saved_config
 from .checkpoints.published import published_head, published_weights
 from .checkpoints.tensors import is_head_config, kind_of
 from .head import Head, HeadSource
 from .hub import client as hub
-from .models import DenoisedEva, DenoisedVisionTransformer
 from .names import backbone_of, cfg_field, find_variant, list_variants, name_of
 from .plan import NO_HEAD, RANDOM_HEAD, Plan, Positions, Request, Shape, has_lost_tag, plan_of
 from .stride import OverlapPatchEmbed, set_stride
@@ -166,33 +164,42 @@ def denoise(
     *,
     positions: int | None = None,
     cache_dir: str | Path | None = None,
-) -> DenoisedVisionTransformer | DenoisedEva | AveragedVisionTransformer | AveragedEva:
-    """Make the maps of a timm model clean, in place: by a denoiser head, or as means over views of its positions.
+) -> Any:
+    """Make the maps of a model clean, in place: by a denoiser head, or as means over views of its positions.
 
-    With a head the instance becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves
-    to the model's device and dtype: give each model a head of its own. With `positions` it becomes an
+    With a head a timm model becomes a `DenoisedVisionTransformer` or `DenoisedEva`. The head itself, not a copy, moves
+    to the model's device and dtype: give each model a head of its own. With `positions` a timm model becomes an
     `AveragedVisionTransformer` or `AveragedEva`, which needs no head and takes so many passes and one. A model that is
     denoised already gets the new denoiser instead of its old one.
 
+    Models of torch.hub and transformers take a head too, one that was trained on timm's weights of the same backbone.
+    It acts on the patch tokens after the final norm in `forward_features` and `get_intermediate_layers` of torch.hub's
+    models, in `last_hidden_state` and the last of `feature_maps` of transformers'. Class and register tokens and
+    `hidden_states` are the backbone's; what is pooled from patch tokens (`pooler_output` of SigLIP) follows them.
+
     Args:
-        model: a timm `VisionTransformer` or `Eva`.
+        model: a timm `VisionTransformer` or `Eva`; the `DinoVisionTransformer` of torch.hub's dinov2 or dinov3; a
+            `Dinov2Model`, `Dinov2WithRegistersModel`, `DINOv3ViTModel`, `SiglipVisionModel` of transformers, or a
+            `Dinov2Backbone`, `Dinov2WithRegistersBackbone`, `DINOv3ViTBackbone`.
         head: the denoiser, as wide as the model; or its folder, its `.safetensors` file or
             `hf-hub:user/repo[@revision]`.
-        positions: how many views move the positions, 8 for flat maps; in the place of a head.
+        positions: how many views move the positions of a timm model, 8 for flat maps; in the place of a head.
         cache_dir: where the Hub client keeps its files, its own default if None.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: if the model is neither of these (a subclass is not), `head` is neither a `DenoiserHead` nor a
-            source, or neither or both of `head` and `positions` are given.
+        TypeError: if the model is none of these (a subclass of a timm class is not), is compiled, or a method of it was
+            replaced (accelerate does that for a `device_map` of several devices); if `head` is neither a `DenoiserHead`
+            nor a source, or neither or both of `head` and `positions` are given.
         ValueError: if the head is not as wide as the model, the model drops patches or has no positions to move, or the
             head's file is damaged.
         OSError: if there is no head at the source, or the Hub refuses or fails.
 
     Warns:
-        UserWarning: if the model has no final norm before its pooling, or the head was trained on another backbone.
+        UserWarning: if a timm model has no final norm before its pooling, or the head was trained on another backbone;
+            what models of torch.hub and transformers were trained on is not known.
     """
     if (head is None) == (positions is None):
         raise TypeError("denoise takes a head, or positions=8 for means over views of positions; pass one of them")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
+from . import homes
 from ._util.images import as_image, preprocessing_of
 from ._util.modules import uncompiled
-from .cleaned import raw_and_clean
+from .cleaned import seen_by
 
 MOST_PATCHES = 2**18  # of an image, 512 x 512: more than attention can take
 
@@ -38,7 +40,8 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
     >>> maps.raw, maps.denoised  # [1, C, H, W] each
 
     Args:
-        model: a timm `VisionTransformer` or `Eva`, denoised or not.
+        model: a timm `VisionTransformer` or `Eva`, or a model of torch.hub or transformers that `denoise` takes (but no
+            `...Backbone`, which gives maps itself); denoised or not.
         images: [B, 3, height, width], normalized as the model wants it, on any device, in any floating dtype.
 
     Returns:
@@ -49,19 +52,64 @@ def feature_maps(model: Any, images: Tensor) -> FeatureMaps:
         ValueError: if the images do not fit the model.
     """
     inner = uncompiled(model)
-    if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
-        raise TypeError(f"feature_maps takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
-    images = images.to(inner.patch_embed.proj.weight)  # device and dtype
-    tokens, clean = raw_and_clean(inner, images)
-    grid = inner.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
-    prefix = tokens[:, : inner.num_prefix_tokens]
-    has_class = inner.num_prefix_tokens > getattr(inner, "num_reg_tokens", 0)
-    return FeatureMaps(
-        raw=_as_maps(tokens[:, inner.num_prefix_tokens :], grid),
-        denoised=None if clean is None else _as_maps(clean[:, inner.num_prefix_tokens :], grid),
+    if homes.home_of(inner) is not None:
+        prefix, raw, clean = homes.raw_and_clean(inner, images)
+        return FeatureMaps(raw, clean, prefix[:, 0] if prefix.shape[1] else None, prefix[:, 1:])
+    return maps_and_layers(vit_of(inner, "feature_maps"), images, ())[0]
+
+
+def maps_and_layers(
+    model: Any, images: Tensor, layers: Sequence[int]
+) -> tuple[FeatureMaps, dict[int, Tensor]]:  # [B, C, H, W] each
+    """Compute what `feature_maps` gives, and the maps of some blocks after the final norm, in one pass.
+
+    Args:
+        model: from `vit_of`.
+        images: as `feature_maps` takes them.
+        layers: from `layers_of`. The map of the last one is the denoised one, if there is one.
+    """
+    images = images.to(model.patch_embed.proj.weight)  # device and dtype
+    last = len(model.blocks) - 1
+    earlier = [layer for layer in layers if layer != last]
+    tokens, clean, found = seen_by(model, images, earlier)
+    grid = model.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+    prefix = tokens[:, : model.num_prefix_tokens]
+    has_class = model.num_prefix_tokens > getattr(model, "num_reg_tokens", 0)
+    maps = FeatureMaps(
+        raw=_as_maps(tokens[:, model.num_prefix_tokens :], grid),
+        denoised=None if clean is None else _as_maps(clean[:, model.num_prefix_tokens :], grid),
         class_token=prefix[:, 0] if has_class else None,
         register_tokens=prefix[:, int(has_class) :],
     )
+    by_layer = dict(zip(earlier, found, strict=True))
+    if last in layers:
+        by_layer[last] = maps.raw if maps.denoised is None else maps.denoised
+    return maps, by_layer
+
+
+def vit_of(model: Any, caller: str) -> Any:
+    """Give the model within what torch.compile made of it; raise TypeError unless it has patch tokens."""
+    inner = uncompiled(model)
+    if not hasattr(inner, "patch_embed") or not hasattr(inner, "num_prefix_tokens"):
+        raise TypeError(f"{caller} takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
+    return inner
+
+
+def layers_of(model: Any, layers: Sequence[int]) -> tuple[int, ...]:
+    """Give the numbers of blocks, counted from 0, ascending; raise ValueError if there is no such block, or one twice.
+
+    Args:
+        model: from `vit_of`.
+        layers: whole numbers; negative ones count from the last block, -1.
+    """
+    depth = len(model.blocks)
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
+            raise ValueError(f"layers must be {-depth}..{depth - 1} (the model has {depth} blocks), got {layer!r}")
+    found = sorted(layer % depth for layer in layers)
+    if len(set(found)) < len(found):
+        raise ValueError(f"layers must be different blocks, got {list(layers)}; leave one of two out")
+    return tuple(found)
 
 
 def _as_maps(patches: Tensor, grid: tuple[int, int]) -> Tensor:  # [B, H * W, C] -> [B, C, H, W]
@@ -91,12 +139,17 @@ def preprocess(model: Any, image: Image.Image | str | os.PathLike[str], size: in
     inner = getattr(inner, "model", inner)  # of features_only=True
     if not hasattr(inner, "patch_embed"):
         raise TypeError(f"preprocess takes a timm VisionTransformer or Eva, got {type(inner).__name__}")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
+    check_size(size)
     preprocessing = preprocessing_of(inner, size)
     image = as_image(image)
     check_patches(inner, *preprocessing.size_of(image))
     return preprocessing.to_tensor(preprocessing.resize(image))
+
+
+def check_size(size: Any) -> None:
+    """Raise ValueError unless a size is None or a whole number from 1 on."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
 
 
 def check_patches(model: Any, height: int, width: int) -> None:

@@ -4,6 +4,8 @@
 Prefix tokens pass untouched, so the logits of a token-pooled classifier do not change.
 """
 
+from collections.abc import Sequence
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -15,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ._util.errors import warn_caller
-from .cleaned import Cleaned, make_plain, renamed, repack, unpack
+from .cleaned import Cleaned, Seen, make_plain, renamed, repack, tokens_and_maps, unpack
 from .head import DenoiserHead
 from .tracing import embed_positions
 
@@ -146,10 +148,10 @@ class _Denoised(Cleaned):
         """Give timm's parameter groups, and one for the head between the last block and the classifier."""
         return dict(super().group_matcher(coarse), denoiser=r"^denoiser\.")
 
-    def _raw_and_clean(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen(self, x: Tensor, blocks: Sequence[int]) -> Seen:
         grid = self._grid(x)
-        tokens = self._plain_forward_features(x)
-        return tokens, self._denoise_tokens(tokens, grid)
+        tokens, maps = tokens_and_maps(super(), x, blocks)
+        return Seen(tokens, self._denoise_tokens(tokens, grid), maps)
 
 
 class DenoisedVisionTransformer(_Denoised, VisionTransformer):
@@ -203,6 +205,7 @@ class DenoisedEva(_Denoised, Eva):
     """
 
     _plain_forward_features = renamed(Eva.forward_features, "_plain_forward_features")
+    _plain_forward_intermediates = renamed(Eva.forward_intermediates, "_plain_forward_intermediates")
     _plain_pos_embed = renamed(Eva._pos_embed, "_plain_pos_embed")
     _timm_masks = frozenset(signature(Eva.forward_features).parameters)
 
@@ -224,8 +227,61 @@ class DenoisedEva(_Denoised, Eva):
         """Compute what timm's `forward_intermediates` gives; the last block's map is head(norm(x)) for any `norm`.
 
         Earlier maps are timm's own. With `stop_early` and without the last block nothing is denoised: the final
-        features that timm returns then come with a warning.
+        features that timm returns then come with a warning. In TorchScript, as in timm, `return_prefix_tokens` and
+        `stop_early` have no effect; masks are refused there.
         """
+        if torch.jit.is_scripting() and attn_mask is None and not is_causal:
+            return self._scripted_intermediates(x, indices, norm, output_fmt, intermediates_only)
+        return self._python_intermediates(
+            x,
+            indices,
+            return_prefix_tokens,
+            norm,
+            stop_early,
+            output_fmt,
+            intermediates_only,
+            attn_mask,
+            is_causal,
+        )
+
+    def _scripted_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None,
+        norm: bool,
+        output_fmt: str,
+        intermediates_only: bool,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        grid = self._grid(x)
+        output = self._plain_forward_intermediates(x, indices, norm=norm, output_fmt=output_fmt)
+        assert isinstance(output, tuple)  # TorchScript wants to know
+        final, maps = output
+        depth = len(self.blocks)
+        has_last = depth - 1 in feature_take_indices(depth, indices)[0]
+        if has_last or not intermediates_only:
+            final = self._denoise_tokens(final, grid)
+        if has_last:
+            patches = final[:, self.num_prefix_tokens :]
+            if output_fmt == "NCHW":
+                patches = patches.transpose(1, 2).reshape(x.shape[0], -1, grid[0], grid[1])
+            maps[-1] = patches
+        if intermediates_only:
+            return maps
+        return final, maps
+
+    @torch.jit.unused
+    def _python_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None,
+        return_prefix_tokens: bool,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+        intermediates_only: bool,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         return self._forward_intermediates(
             x,
             indices,
@@ -236,3 +292,9 @@ class DenoisedEva(_Denoised, Eva):
             intermediates_only=intermediates_only,
             **self._masks(attn_mask, is_causal),
         )
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: Any, **options: Any) -> dict[str, Tensor]:
+    """Bring a checkpoint into timm's form, as the function of this name beside the class of a plain model does."""
+    family = import_module((Eva if isinstance(model, Eva) else VisionTransformer).__module__)
+    return family.checkpoint_filter_fn(state_dict, model, **options)

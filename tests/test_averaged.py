@@ -31,6 +31,7 @@ NAMES = [
     "vit_small_patch16_rope_mixed_224",  # rotary, of each block and head
 ]
 both = pytest.mark.parametrize("name", [VIT, EVA])
+vit_and_slowly_eva = pytest.mark.parametrize("name", [VIT, pytest.param(EVA, marks=pytest.mark.slow)])
 
 
 def built(name: str, **options: Any) -> Any:
@@ -276,7 +277,7 @@ class Maps(nn.Module):
 
 
 class TestCompilers:
-    @both
+    @vit_and_slowly_eva
     @pytest.mark.parametrize("entry", ["forward_features", "forward_intermediates"])
     @torch.no_grad()
     def test_compile_fullgraph(self, name: str, entry: str) -> None:
@@ -286,7 +287,7 @@ class TestCompilers:
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), function(x), atol=1e-5, rtol=1e-4)
 
-    @both
+    @vit_and_slowly_eva
     @pytest.mark.parametrize("dynamic_img_size", [True, False])
     @torch.no_grad()
     def test_export_with_a_dynamic_batch(self, name: str, dynamic_img_size: bool) -> None:

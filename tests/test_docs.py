@@ -60,6 +60,12 @@ assert picture.ndim == 3 and picture.dtype == "uint8"
 assert [fmap.shape for fmap in every] == 12 * [(1, 384, 16, 16)]
 assert type(ours) is dvt_timm.AveragedVisionTransformer
 """,
+    "docs/features.md": """
+from dvt_timm.cli.main import main
+assert main(["features", "examples/data", "--out", "sharded", "--shards", "1000", "--size", "28"]) == 0
+assert {name: fmap.shape for name, fmap in denoised_maps("sharded")} == {"cat": (2, 3, 384), "puppy": (2, 2, 384)}
+assert photo.path.name == "puppy.jpg" and photo.denoised.shape == (8, 8, 384)
+""",
     "docs/hub.md": """
 assert commit.oid
 assert torch.equal(pulled.denoiser.pos_embed, model.denoiser.pos_embed)
@@ -73,6 +79,11 @@ assert skipped == {} and torch.equal(store.clean(0), clean)
 """,
     "docs/train.md": """
 assert torch.equal(mine.denoiser.pos_embed, dvt_timm.load_head("my-run").pos_embed)
+""",
+    "docs/pictures.md": """
+assert panel.dtype == sheet.dtype == "uint8"
+with Image.open("cat.png") as drawn:
+    assert drawn.size == panel.shape[1::-1]
 """,
     "docs/explorer.md": """
 assert len(page.photos) == 2 and page.skipped == {}

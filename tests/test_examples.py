@@ -89,11 +89,79 @@ def test_swap_backbone() -> None:
 
 
 @pytest.mark.slow
+def test_anomaly_dino() -> None:
+    pytest.importorskip("anomalib")
+    output = run("examples/anomaly_dino.py")
+    rows = re.findall(r"^\| (raw|denoised) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", output, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["raw", "denoised"]
+    for _, *scores in rows:
+        lowest, whole, scratched, highest = map(float, scores)
+        assert 0 < lowest < whole < scratched < highest < 1
+    assert rows[0][1:] != rows[1][1:]
+
+
+@pytest.mark.slow
+def test_denoise_then_upsample(tmp_path: Path) -> None:
+    output = run("examples/denoise_then_upsample.py", "examples/data/puppy.jpg", str(tmp_path / "fine.png"))
+    assert "map (1, 384, 17, 16) upsampled (1, 384, 238, 224)" in output
+    assert Image.open(tmp_path / "fine.png").size == (2 * 224, 238)
+
+
+@pytest.mark.slow
+def test_nearest_photos(tmp_path: Path) -> None:
+    for name in ("cat", "puppy"):
+        photo = Image.open(ROOT / f"examples/data/{name}.jpg")
+        for part, box in {"a": (0, 0, 400, 370), "b": (30, 5, 430, 370)}.items():
+            photo.crop(box).save(tmp_path / f"{name}-{part}.png")
+    output = run("examples/nearest_photos.py", str(tmp_path), "112")
+    nearest = dict(re.findall(r"^(\S+) -> (\S+) ", output, re.MULTILINE))
+    pairs = {"cat-a": "cat-b", "cat-b": "cat-a", "puppy-a": "puppy-b", "puppy-b": "puppy-a"}
+    assert nearest == {f"{one}.png": f"{other}.png" for one, other in pairs.items()}
+
+
+@pytest.mark.slow
+def test_cluster_folder(tmp_path: Path) -> None:
+    output = run("examples/cluster_folder.py", "examples/data", "3", str(tmp_path / "out"))
+    assert len(re.findall(r"\.png shares of the clusters( [01]\.\d\d){3}$", output, re.MULTILINE)) == 2
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
+    assert sizes == {"0000-cat.png": (294, 224), "0001-puppy.png": (224, 238)}
+
+
+@pytest.mark.slow
+def test_extract_benchmark() -> None:
+    options = ["--photos", "examples/data", "--size", "56", "--batch-size", "2"]
+    output = run("examples/benchmarks/extract.py", "speed", *options, "--count", "2", "--laps", "2")
+    assert len(re.findall(r"^(passes|extract|files) .* photos/s, .* of the bare passes", output, re.MULTILINE)) == 3
+    output = run("examples/benchmarks/extract.py", "memory", *options, "--count", "10")
+    assert len(re.findall(r"^(extract,|command) .* photos: .*\d+ MB$", output, re.MULTILINE)) == 7
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    pytest.importorskip("nbmake")
+    run("-m", "pytest", "--nbmake", "-q", "examples/dvt_timm.ipynb")
+
+
+def test_the_notebook_has_no_outputs() -> None:
+    cells = json.loads((ROOT / "examples/dvt_timm.ipynb").read_text())["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+
+
+@pytest.mark.slow
 def test_fit_one_image(tmp_path: Path) -> None:
     output = run("examples/fit_one_image.py", "examples/data/puppy.jpg", str(tmp_path / "panel.png"))
     assert "semantics  (37, 37, 384)" in output
     assert "finer      (74, 74, 384)" in output
     assert (tmp_path / "panel.png").is_file()
+
+
+@pytest.mark.slow
+def test_planted_picture(tmp_path: Path) -> None:
+    output = run("examples/planted_picture.py", "examples/data/cat.jpg", str(tmp_path / "planted.png"))
+    assert "31 % of the plaid's power is left, squared distance to the truth 0.34 before, 0.22 after" in output
+    assert (tmp_path / "planted.png").is_file()
 
 
 @pytest.mark.slow

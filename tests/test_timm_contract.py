@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+from importlib import import_module
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +14,8 @@ import torch
 from helpers import EVA, FAMILIES, VIT, create, create_pair, head_of, images, perturb, random_head, size_of
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
-from torch import nn
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
 
 from dvt_timm import denoise
 
@@ -366,6 +369,19 @@ class TestCopies:
         other.load_state_dict(model.state_dict())
         assert torch.equal(model.forward_features(x), other.forward_features(x))
 
+    @both
+    @torch.no_grad()
+    def test_the_checkpoint_filter_beside_the_class(self, name: str) -> None:
+        """It keeps the head, and fits positions to the model's grid, as that of timm's family does."""
+        smaller, larger = (create(name, img_size=side * patch_of(name)) for side in (4, 6))
+        perturb(smaller)
+        filtered = import_module(type(larger).__module__).checkpoint_filter_fn(smaller.state_dict(), larger)
+        larger.load_state_dict(filtered)
+        assert larger.patch_embed.grid_size == (6, 6)
+        x = torch.ones(1, 2, 3, 128)
+        assert torch.equal(larger.denoiser(x), smaller.denoiser(x))
+        assert torch.equal(larger.norm.weight, smaller.norm.weight)
+
 
 class TestPrecision:
     @both
@@ -475,3 +491,34 @@ class TestCompilers:
         x, other = images(*size_of(name)), images(*size_of(name)).neg()
         for compiled in (torch.jit.trace(model, x), torch.jit.script(model)):
             torch.testing.assert_close(compiled(other), model(other))
+
+    @pytest.mark.parametrize("options", [{}, {"norm": True}, {"output_fmt": "NLC"}])
+    @torch.no_grad()
+    def test_jit_of_maps(self, options: dict[str, Any]) -> None:
+        """timm's own ViTs cannot be scripted so, its Evas can."""
+        model = create(EVA)
+        getter = FeatureGetterNet(model, out_indices=[0, 2], **options)
+        scripted = torch.jit.script(getter)
+        for size in ((64, 80), (112, 96)):
+            early, last = getter(images(*size))
+            torch.testing.assert_close(scripted(images(*size)), [early, last])
+
+    @pytest.mark.parametrize("indices", [[2], [0, 1]])
+    @torch.no_grad()
+    def test_jit_of_maps_and_final_features(self, indices: list[int]) -> None:
+        model = create(EVA)
+
+        class Client(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+                self.indices = indices
+
+            def forward(self, x: Tensor, mask: Tensor | None = None):
+                return self.model.forward_intermediates(x, self.indices, attn_mask=mask)
+
+        client, x = Client(), images(*size_of(EVA))
+        scripted = torch.jit.script(client)
+        torch.testing.assert_close(scripted(x), client(x))
+        with pytest.raises(torch.jit.Error, match="annotated to be ignored"):
+            scripted(x, torch.ones(1, 1, 21, 21, dtype=torch.bool))

@@ -220,22 +220,29 @@ def preprocessing_of(model: Any, size: int | None) -> Preprocessing:
     return Preprocessing(size, model.patch_embed.patch_size, mean, std, config["interpolation"])
 
 
-def check_aspect(path: Path, image: Image.Image) -> None:
+def check_aspect(path: Path | str, image: Image.Image) -> None:
     """Raise ImageError where one side makes more patches than attention can take."""
     if max(image.size) > MAX_ASPECT * min(image.size):
         size = f"{image.height} x {image.width}"
         raise ImageError(f"{path}: {size} pixels, one side over {MAX_ASPECT} times the other; crop it into parts")
 
 
-def save_picture(pixels: NDArray[np.uint8], target: Path) -> None:
+def save_picture(pixels: NDArray[np.uint8], target: Path, caption: str = "") -> None:
     """Write [H, W, 3] as a PNG that says whose it is, whole or not at all; its folder is made if need be.
+
+    Args:
+        pixels: uint8, RGB.
+        target: its path.
+        caption: what the picture shows, the text `Description` of the PNG.
 
     Raises:
         OSError: if it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     ours = PngInfo()
-    ours.add_text(*OURS)
+    ours.add_text(*OURS)  # first: `is_ours` reads no further
+    if caption:
+        ours.add_text("Description", caption)
     with replacing(target) as scratch:
         Image.fromarray(pixels).save(scratch, pnginfo=ours)
 

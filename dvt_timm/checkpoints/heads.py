@@ -17,6 +17,7 @@ from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of
 from .._util.modules import uncompiled
 from .._version import __version__
 from ..head import DenoiserHead, Head, HeadSource, as_grid
+from ..homes import Resident
 from ..hub import client as hub
 from ..names import backbone_of, base_cfg, find_variant, full_name, name_of, plain_model
 from ..projection import PositionProjection
@@ -97,7 +98,8 @@ def save_head(
         head: a `DenoiserHead` or `PositionProjection`, or a denoised model, which gives its head, its backbone's name
             and its stride.
         folder: made if it does not exist.
-        base: timm name of the backbone that the head was trained on, "arch.tag"; a head alone needs it.
+        base: timm name of the backbone that the head was trained on, "arch.tag"; a head alone needs it, and so does a
+            model of torch.hub or transformers.
         stride: distance of two patches in pixels that the head was trained at; by default the model's, for a head
             alone the patch size.
         base_sha256: SHA-256 of the backbone's file of weights that the head was trained on; by default of the file
@@ -109,7 +111,8 @@ def save_head(
     Raises:
         TypeError: if `head` is neither a head nor a denoised model, or could not be read again: it has other tensors
             than a new one of its shape (LoRA that is not merged, pruned weights), or they have no values.
-        ValueError: if a head alone gets no `base`, timm knows no ViT `base`, or values of the head are not finite.
+        ValueError: if a head alone, or a model that is not timm's, gets no `base`, timm knows no ViT `base`, or values
+            of the head are not finite.
         OSError: if the folder cannot be written; what it held before stays.
     """
     module = uncompiled(head)
@@ -124,14 +127,19 @@ def save_head(
     return write_folder(Path(folder), module, twin, head_config(module, base, stride, base_sha256), metadata)
 
 
-def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str, int | None, Head]:
-    """Give (base, stride, head) of a denoised model; a base and a stride that the caller names go first."""
+def _parts_of(model: Any, base: str | None, stride: int | None) -> tuple[str | None, int | None, Head]:
+    """Give (base, stride, head) of a denoised model; a base and a stride that the caller names go first.
+
+    Only models of timm know their base.
+    """
     head = uncompiled(getattr(model, "denoiser", None))
     if not isinstance(head, Head):
         kind = type(model).__name__
         raise TypeError(
             f"save_head saves a DenoiserHead or a denoised model's, got {kind}; for a whole model use save_model"
         )
+    if isinstance(model, Resident):
+        return base, stride, head
     embed = model.patch_embed
     overlap = embed.stride[0] if isinstance(embed, OverlapPatchEmbed) else None
     return base or name_of(model), stride or overlap, head

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import stage1
 from .console import CommandError, Commands, add_large_images, add_model_arguments, quiet_hub, report, whole
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         calibrate=arguments.calibrate,
         half=arguments.half,
         team=team,
-        finished=_panel_writer(targets) if arguments.panel else None,
+        finished=_panel_writer(model, targets) if arguments.panel else None,
         skipped=lambda reason: report(f"skipped {reason}"),
         progress=len(targets) > 1 and team.rank == 0,
     )
@@ -81,20 +81,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def _panel_writer(targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:
+def _panel_writer(model: Any, targets: dict[Path, Path]) -> Callable[[Path, Image.Image, Decomposition], None]:
     import numpy as np
 
     from .. import viz
     from .._util.images import save_picture
+    from ..caption import caption_of
 
     def write(path: Path, picture: Image.Image, decomposition: Decomposition) -> None:
         parts = (decomposition.raw, decomposition.semantics, decomposition.artifact, decomposition.residual)
         target = targets[path].with_name(f"{targets[path].name}.png")
+        caption = caption_of(model, decomposition.raw.shape[:2], _figures(decomposition.stats))
         try:
-            save_picture(viz.decomposition_panel(np.asarray(picture), *parts), target)
+            save_picture(viz.decomposition_panel(np.asarray(picture), *parts, caption=caption), target, caption)
         except OSError as error:
             raise CommandError(
                 f"cannot write {target}: {error}; finished images are kept, run the same again"
             ) from error
 
     return write
+
+
+def _figures(stats: dict[str, Any]) -> list[str]:
+    """Say what a fit is made of, and what it does not explain of its views' variance, where the solver knows."""
+    figures = [f"raw features, {stats['solver']} of {stats['num_views']} views"]
+    if "unexplained" in stats:
+        figures.append(f"unexplained: {100 * stats['unexplained']:.3g} % of the views' variance")
+    return figures

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._util.files import as_file_name
 from .._util.folders import Survey, survey
-from .._util.images import printable
+from .._util.images import is_ours, printable
 from .console import CommandError, report
 
 LIST = ".txt"  # suffix of lists of images
@@ -31,6 +31,11 @@ class Found:
     missing: list[Path] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
 
+    @property
+    def num_missing(self) -> int:
+        """How many inputs are missing or cannot be searched."""
+        return len(self.missing) + len(self.unreadable)
+
 
 def images_of(paths: list[Path], out: Path) -> tuple[list[Path], int]:
     """Find the images at files, in folders and in lists; those below the folder of results are left aside.
@@ -43,7 +48,7 @@ def images_of(paths: list[Path], out: Path) -> tuple[list[Path], int]:
     """
     found = find_listed(paths, out)
     report_missing(found)
-    return list(found.targets), len(found.missing) + len(found.unreadable)
+    return list(found.targets), found.num_missing
 
 
 def report_missing(found: Found) -> None:
@@ -70,7 +75,8 @@ def find_images(paths: Iterable[Path], out: Path, given: list[Path] | None = Non
 
     Folders are searched recursively, in sorted order, for JPEG, PNG and WebP files, `out` itself left aside. A result
     keeps the image's place within its folder; where two would get the same name, or an image would be overwritten,
-    the later one gets a number. A PNG without a safetensors file beside it is an image, no result of an earlier run.
+    the later one gets a number. A PNG in the place of a panel is an image, no result of an earlier run, unless this
+    package has drawn it and a safetensors file is beside it.
 
     Args:
         paths: files and folders.
@@ -180,5 +186,5 @@ def _distinct(stems: dict[Path, Path], out: Path) -> dict[Path, Path]:
 
 def _is_image(target: Path) -> bool:
     """Whether a PNG lies in the place of a panel that no earlier run made."""
-    panel, maps = (os.path.lexists(f"{target}.{suffix}") for suffix in ("png", "safetensors"))
-    return panel and not maps
+    panel, maps = Path(f"{target}.png"), Path(f"{target}.safetensors")
+    return os.path.lexists(panel) and not (os.path.lexists(maps) and is_ours(panel))

@@ -1,34 +1,29 @@
-"""What `dvt-timm features` leaves of an image: its maps, what made them, and a panel to look at."""
+"""What `dvt-timm features` leaves of an image: its maps, what made them, and a panel to look at if it is wanted."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import viz
 from .._util.files import sha256_of
-from .._util.images import (
-    ImageError,
-    Preprocessing,
-    check_aspect,
-    preprocessing_of,
-    printable,
-    read_hashed,
-    save_picture,
-)
+from .._util.images import ImageError, Preprocessing, is_ours, preprocessing_of, printable, save_picture
 from .._util.tensors import save_tensors
 from .._version import __version__
-from ..features import check_patches, feature_maps
+from ..caption import caption_of
+from ..extraction import Extracted, extract
+from ..features import layers_of
 from ..names import name_of
 from ..offline.run import fingerprint
 from ..positions import PositionViews
@@ -42,95 +37,167 @@ class Recipe:
 
     Args:
         model: from `load_model`.
-        weights: as the command line names it.
-        size: pixels of an image's shorter side, None for the model's.
-        patch: (row, column) that the panel's similarity refers to, None for the center.
+        arguments: of the command line.
 
     Raises:
-        ValueError: if images of that size make more patches than attention can take.
+        CommandError: if only denoised maps are wanted, and the model has none.
+        ValueError: if the model has no such layer.
     """
 
-    def __init__(self, model: Any, weights: str | None, size: int | None, patch: tuple[int, int] | None) -> None:
-        self.model = model
-        self.preprocessing = preprocessing_of(model, size)
-        check_patches(model, self.preprocessing.size, self.preprocessing.size)
-        self.patch = patch
-        self.metadata = {**_model_metadata(model, weights), **_options_metadata(self.preprocessing, patch)}
+    def __init__(self, model: Any, arguments: Namespace) -> None:
+        self.model, self.arguments = model, arguments
+        self.layers = layers_of(model, arguments.layers)
+        self.panel = panel_options(arguments) if arguments.panels else None
+        self.metadata = {
+            **_model_metadata(model, arguments.weights),
+            **_options_metadata(preprocessing_of(model, arguments.size)),
+            "maps": json.dumps(self.names),
+            "dtype": "float16" if arguments.half else "float32",
+            **({"autocast": arguments.autocast} if arguments.autocast else {}),
+        }
 
-    def is_done(self, path: Path, target: Path) -> bool:
-        """Whether both results are there, made by this recipe of an image of the same bytes."""
-        maps, panel = _files(target)
-        if not (os.path.isfile(maps) and os.path.isfile(panel)):  # False, too, where the name is too long for a file
+    def extract(self, paths: Iterable[Path], skip: Callable[[ImageError], object]) -> Iterator[Extracted]:
+        """Compute the features of images; `skip` is called with the error of each that cannot be processed.
+
+        Raises:
+            ValueError: if images of that size make more patches than attention can take.
+        """
+        options = self.arguments
+        return extract(
+            self.model,
+            paths,
+            size=options.size,
+            layers=self.layers,
+            batch_size=options.batch_size,
+            half=options.half,
+            autocast=getattr(torch, options.autocast) if options.autocast else None,
+            on_error=skip,
+        )
+
+    def maps(self, features: Extracted) -> dict[str, Tensor]:
+        """Name the maps [h, w, C] that are kept; the last block's is not kept twice."""
+        layers = {f"layer_{layer}": fmap for layer, fmap in features.layers.items()}
+        every = {"features": features.raw, "raw": features.raw, **layers}
+        if features.denoised is not None:
+            every["denoised"] = features.denoised
+        return {name: every[name] for name in self.names}
+
+    @property
+    def names(self) -> list[str]:
+        """Name the maps that are kept."""
+        has_denoiser = hasattr(self.model, "denoiser")
+        if self.arguments.denoised_only and not has_denoiser:
+            raise CommandError("--denoised-only: the model has no denoiser; leave it out, or name one as --weights")
+        last = ["raw", "denoised"][self.arguments.denoised_only :] if has_denoiser else ["features"]
+        return last + [f"layer_{layer}" for layer in self.layers if layer < len(self.model.blocks) - 1]
+
+
+class Results(Protocol):
+    """Where results go."""
+
+    def is_done(self, path: Path) -> bool:
+        """Whether the results of an image are there, of the same recipe and of the same bytes."""
+
+    def todo(self, missing: Sequence[Path]) -> Sequence[Path]:
+        """Say which images are to be done, where some are not; all processes must ask."""
+
+    def add(self, features: Extracted) -> Path | None:
+        """Keep the results of an image; give its file, if it has one of its own.
+
+        Raises:
+            ImageError: if those of this image cannot be kept.
+            CommandError: if they cannot be written.
+        """
+
+
+class Files:
+    """A file of maps for every image, and a panel if it is wanted.
+
+    Args:
+        recipe: of the results.
+        targets: image -> path of its results without a suffix.
+    """
+
+    def __init__(self, recipe: Recipe, targets: Mapping[Path, Path]) -> None:
+        self.recipe, self.targets = recipe, targets
+        self._panel_metadata = {key: json.dumps(value) for key, value in (recipe.panel or {}).items()}
+
+    def is_done(self, path: Path) -> bool:
+        """Whether the results are there, made by this recipe of an image of the same bytes; with a panel if wanted."""
+        maps, panel = _files(self.targets[path])
+        wants_panel = self.recipe.panel is not None
+        if not os.path.isfile(maps) or (wants_panel and not os.path.isfile(panel)):  # False, too, for too long a name
             return False
         try:
             with safe_open(maps, framework="pt") as file:
                 stored = file.metadata() or {}
-            made_of = {**self.metadata, **_file_metadata(path, sha256_of(path))}
+            made_of = {**self.recipe.metadata, **self._panel_metadata, **_file_metadata(path, sha256_of(path))}
         except (OSError, SafetensorError):
             return False
-        return {key: value for key, value in stored.items() if key not in MEASURED} == made_of
+        ignored = MEASURED if wants_panel else (*MEASURED, *PANEL_OPTIONS)
+        return {key: value for key, value in stored.items() if key not in ignored} == made_of
 
-    def extract(self, path: Path, target: Path) -> Path:
-        """Write the maps of an image to `<target>.safetensors` and their panel to `<target>.png`, each whole or not.
+    def todo(self, missing: Sequence[Path]) -> Sequence[Path]:
+        """Say which images are to be done: those that are not."""
+        return missing
 
-        Returns:
-            The panel's path.
-
-        Raises:
-            ImageError: if the image cannot be read, is too elongated or too large, does not fit in memory or has no
-                such patch, or its features are not finite.
-            CommandError: if the results cannot be written.
-        """
-        original, sha256 = read_hashed(path)
-        check_aspect(path, original)
-        self._check_patches(path, original)
+    def add(self, features: Extracted) -> Path:
+        """Write the maps of an image to `<target>.safetensors` and its panel to `<target>.png`, each whole or not."""
+        assert features.path is not None
+        target, maps = self.targets[features.path], self.recipe.maps(features)
+        about = _file_metadata(features.path, features.sha256) | _measured(features)
+        panel = None if self.recipe.panel is None else panel_of(self.recipe.model, features, self.recipe.panel)
         try:
-            image = self.preprocessing.resize(original)
-            self._check_patch(path, image)
-            maps = maps_of(self.model, self.preprocessing.to_tensor(image))
-        except (MemoryError, RuntimeError) as error:  # the CPU's out-of-memory error is a RuntimeError
-            reason, size = str(error) or type(error).__name__, self.preprocessing.size
-            raise ImageError(f"{path}: {reason} at --size {size}; if memory is short, pass a smaller one") from error
-        if not all(torch.isfinite(features).all() for features in maps.values()):
-            raise ImageError(f"{path}: the model's features hold NaN or Inf; check its weights")
-        panel = viz.feature_panel(np.asarray(image), maps, patch=self.patch)
-        described = {**self.metadata, **_file_metadata(path, sha256), **_measured(original, image, maps)}
-        try:
-            return _write(target, maps, described, panel)
+            return _write(target, maps, {**self.recipe.metadata, **self._panel_metadata, **about}, panel)
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-                raise ImageError(f"{path}: its name is too long for a result; rename it") from error
-            raise CommandError(f"cannot write {target}: {error}") from error
-
-    def _check_patches(self, path: Path, image: Image.Image) -> None:
-        try:
-            check_patches(self.model, *self.preprocessing.size_of(image))
-        except ValueError as error:
-            raise ImageError(f"{path}: {error}") from error
-
-    def _check_patch(self, path: Path, image: Image.Image) -> None:
-        height, width = self.model.patch_embed.dynamic_feat_size((image.height, image.width))
-        if self.patch is not None and not (self.patch[0] < height and self.patch[1] < width):
-            raise ImageError(f"{path}: patch {self.patch} is outside its {height} x {width} grid; pass another --patch")
+                raise ImageError(f"{features.path}: its name is too long for a result; rename it") from error
+            raise CommandError(
+                f"cannot write {target}: {error}; finished images are kept, run the same again"
+            ) from error
 
 
-def maps_of(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """Compute the maps of one image.
+PANEL_OPTIONS = ("patch", "columns", "overlay", "smooth")  # of the command line: what a panel shows
+
+
+def panel_options(arguments: Namespace) -> dict[str, Any]:
+    """Give the arguments of `panel_of`, all of which are recorded beside the maps.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    if arguments.columns is not None:
+        viz.check_columns(arguments.columns)
+    return {name: getattr(arguments, name) for name in PANEL_OPTIONS}
+
+
+class Panel(NamedTuple):
+    """A picture of the features of an image, and the line below it."""
+
+    pixels: NDArray[np.uint8]  # [H, W, 3]
+    caption: str
+
+
+def panel_of(model: Any, features: Extracted, options: Mapping[str, Any]) -> Panel:
+    """Draw the panel of an image.
 
     Args:
-        model: a timm `VisionTransformer` or `Eva`, denoised or not.
-        pixels: [1, 3, H, W].
+        model: that computed the features.
+        features: of the image.
+        options: from `panel_options`.
 
-    Returns:
-        `raw` and `denoised` of a denoised model, `features` of any other; [h, w, C] float32 on the CPU.
+    Raises:
+        ImageError: if the image has no such patch.
     """
-    with torch.inference_mode():
-        features = feature_maps(model, pixels)
-    if features.denoised is None:
-        maps = {"features": features.raw}
-    else:
+    patch, (height, width) = options["patch"], features.raw.shape[:2]
+    if patch is not None and not (patch[0] < height and patch[1] < width):
+        raise ImageError(f"{features.path}: patch {patch} is outside its {height} x {width} grid; pass another --patch")
+    maps = {"features": features.raw}
+    if features.denoised is not None:
         maps = {"raw": features.raw, "denoised": features.denoised}
-    return {name: fmap[0].permute(1, 2, 0).float().cpu().contiguous() for name, fmap in maps.items()}
+    maps = {name: fmap.float() for name, fmap in maps.items()}
+    caption = caption_of(model, (height, width))
+    return Panel(viz.feature_panel(features.pixels.numpy(), maps, caption=caption, **options), caption)
 
 
 def _files(target: Path) -> tuple[Path, Path]:
@@ -138,12 +205,15 @@ def _files(target: Path) -> tuple[Path, Path]:
     return target.with_name(f"{target.name}.safetensors"), target.with_name(f"{target.name}.png")
 
 
-def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: NDArray[np.uint8]) -> Path:
+def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: Panel | None) -> Path:
     maps_file, panel_file = _files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    panel_file.unlink(missing_ok=True)  # an older one beside new maps would pass for theirs
+    if is_ours(panel_file):
+        panel_file.unlink()  # an older one beside new maps would pass for theirs
     save_tensors(maps, maps_file, metadata)
-    save_picture(panel, panel_file)
+    if panel is None:
+        return maps_file
+    save_picture(panel.pixels, panel_file, panel.caption)
     return panel_file
 
 
@@ -162,10 +232,9 @@ def _model_metadata(model: Any, weights: str | None) -> dict[str, str]:
     return metadata if weights is None else {**metadata, "weights": printable(weights)}
 
 
-def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | None) -> dict[str, str]:
+def _options_metadata(preprocessing: Preprocessing) -> dict[str, str]:
     return {
         "size": json.dumps(preprocessing.size),
-        "patch": json.dumps(patch),
         "patch_size": json.dumps(preprocessing.patch_size),
         "mean": json.dumps(preprocessing.mean),
         "std": json.dumps(preprocessing.std),
@@ -173,14 +242,11 @@ def _options_metadata(preprocessing: Preprocessing, patch: tuple[int, int] | Non
     }
 
 
-def _file_metadata(path: Path, sha256: str) -> dict[str, str]:
-    return {"image": printable(path.name), "image_sha256": sha256}
+def _file_metadata(path: Path, sha256: str | None) -> dict[str, str]:
+    return {"image": printable(path.name), "image_sha256": str(sha256)}
 
 
-def _measured(original: Image.Image, image: Image.Image, maps: dict[str, Tensor]) -> dict[str, str]:
+def _measured(features: Extracted) -> dict[str, str]:
     """Write sizes as JSON [height, width], upright."""
-    return {
-        "original_size": json.dumps([original.height, original.width]),
-        "image_size": json.dumps([image.height, image.width]),
-        "grid_size": json.dumps(next(iter(maps.values())).shape[:2]),
-    }
+    sizes = (features.original_size, features.pixels.shape[:2], features.raw.shape[:2])
+    return {key: json.dumps(size) for key, size in zip(MEASURED, sizes, strict=True)}

@@ -78,6 +78,7 @@ def depth_sample(
     *,
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+    uncovered: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Crop, rotate, flip and color an image with its depths, as training the depth probe does.
 
@@ -87,9 +88,10 @@ def depth_sample(
         generator: draws.
         mean: of R, G, B in 0..1.
         std: of R, G, B in 0..1.
+        uncovered: depth in meters where the rotation leaves none, 0 for none; the authors' code has 255.
 
     Returns:
-        The normalized image [3, 416, 544], float32, and depths [1, 416, 544], 0 where the rotation leaves none.
+        The normalized image [3, 416, 544], float32, and depths [1, 416, 544].
 
     Raises:
         ImportError: without torchvision.
@@ -99,7 +101,7 @@ def depth_sample(
     check_frame(depth.shape)
     pixels, depths = pixels_of(image).permute(2, 0, 1).float(), torch.from_numpy(np.array(depth))[None]
     rows, columns = NYU_CROP
-    pixels, depths = _rotated(generator, pixels[:, rows, columns], depths[:, rows, columns])
+    pixels, depths = _rotated(generator, pixels[:, rows, columns], depths[:, rows, columns], uncovered)
     pixels, depths = _flipped(generator, pixels, depths)
     rows, columns = _random_crop(pixels.shape[1:], DEPTH_CROP, generator)
     pixels, depths = pixels[:, rows, columns], depths[:, rows, columns]
@@ -192,13 +194,14 @@ def _resize(pixels: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tens
     )
 
 
-def _rotated(generator: Generator, pixels: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate [3, H, W] and [1, H, W] about the middle, or leave them; what is uncovered is 0."""
+def _rotated(generator: Generator, pixels: Tensor, depths: Tensor, uncovered: float) -> tuple[Tensor, Tensor]:
+    """Rotate [3, H, W] and [1, H, W] about the middle, or leave them; pixels that are uncovered are 0."""
     if not _coin(generator):
         return pixels, depths
     functional, angle = _torchvision(), _uniform(generator, -DEGREES, DEGREES)
     modes = functional.InterpolationMode
-    return functional.rotate(pixels, angle, modes.BILINEAR), functional.rotate(depths, angle, modes.NEAREST)
+    turned = functional.rotate(pixels, angle, modes.BILINEAR)
+    return turned, functional.rotate(depths, angle, modes.NEAREST, fill=[uncovered])
 
 
 def _flipped(generator: Generator, *arrays: Tensor) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ OFFSET = 1e-3  # meters, added to depths before their logarithm
 MEAN_WEIGHT = 0.15  # of the squared mean, beside the variance
 GRADIENT_WEIGHT = 0.5
 FIRST_STEPS = 100  # their loss is without the variance
+LEAST_BETA1 = 0.3  # of the steps
 STRIDES = (1, 2, 4, 6)  # of the subsampling for the gradient loss
 FRAME = (480, 640)  # (height, width) of NYU's images
 EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns that are scored
@@ -35,7 +36,8 @@ class DepthConfig:
         steps: updates of the weights; fewer than 38,400 shorten the warm-up in proportion.
         batch_size: images of one step, over all processes.
         lr: learning rate that the cosine starts from.
-        betas: AdamW's.
+        beta1: AdamW's first beta at both ends of the training, and the least one, at three tenths of it.
+        beta2: AdamW's second beta.
         weight_decay: AdamW's.
         clip_norm: largest norm of the gradient.
         warmup: steps over which the learning rate rises, of 38,400.
@@ -49,7 +51,8 @@ class DepthConfig:
     steps: int = 38_400
     batch_size: int = 16
     lr: float = 5e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: tuple[float, float] = (0.95, 0.85)
+    beta2: float = 0.999
     weight_decay: float = 0.01
     clip_norm: float = 35.0
     warmup: int = 12_800
@@ -64,6 +67,13 @@ class DepthConfig:
         warmup = warmup_steps(self.warmup, self.steps, DepthConfig.steps)
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.lr * (self.floor + (1 - self.floor) * cosine) * warm_up(step, warmup, self.warmup_from)
+
+    def betas(self, step: int) -> tuple[float, float]:
+        """Give AdamW's betas of a step: the first falls and rises by half a cosine, as in the one-cycle policy."""
+        turn, end = LEAST_BETA1 * self.steps - 1, self.steps - 1
+        way = step / turn if step <= turn else (end - step) / (end - turn)  # 0 at the ends, 1 at the turn
+        high, low = self.beta1
+        return low + (high - low) * 0.5 * (1 + math.cos(math.pi * way)), self.beta2
 
 
 class DepthHead(nn.Module):

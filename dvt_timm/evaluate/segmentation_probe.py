@@ -27,7 +27,8 @@ class SegmentationConfig:
         steps: updates of the weights; fewer than 40,000 shorten the warm-up in proportion.
         batch_size: images of one step, over all processes.
         lr: learning rate that the polynomial starts from.
-        betas: AdamW's.
+        beta1: AdamW's.
+        beta2: AdamW's.
         weight_decay: AdamW's.
         warmup: steps over which the learning rate rises, of 40,000.
         warmup_from: share of the learning rate that the warm-up begins with.
@@ -39,7 +40,8 @@ class SegmentationConfig:
     steps: int = 40_000
     batch_size: int = 16
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: float = 0.999
     weight_decay: float = 1e-4
     warmup: int = 1_500
     warmup_from: float = 1e-6
@@ -51,6 +53,10 @@ class SegmentationConfig:
         """Give the learning rate of a step, counted from 0: a line from `lr` to 0 at `steps`, times the warm-up."""
         warmup = warmup_steps(self.warmup, self.steps, SegmentationConfig.steps)
         return self.lr * (1 - step / self.steps) * warm_up(step, warmup, self.warmup_from)
+
+    def betas(self, step: int) -> tuple[float, float]:
+        """Give AdamW's betas, the same at all steps."""
+        return self.beta1, self.beta2
 
 
 def check_training(steps: int, batch_size: int, lr: float) -> None:

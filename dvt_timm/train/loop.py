@@ -14,25 +14,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import viz
 from .._util.errors import RunError
-from .._util.images import ImageError, read_image, save_picture
+from .._util.images import ImageError
+from .._version import __version__
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
 from .data import Sample, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
 from .loss import feature_losses
+from .pictures import Pictures
 from .stage import Batch, Stage
 from .watch import Clock, Signals
 
 Skipped = Callable[[str], None]  # takes the reason, one line, why an image is skipped
-CHECKPOINT, PICTURES = "checkpoint.pt", "pictures"
+CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
 NOT_FINITE = "what was written before is intact. Lower lr, try 'bf16' rather than 'fp16', or check the features"
@@ -93,6 +93,7 @@ class Trainer:
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
+        self._pictures = Pictures(run, f"{stage.base} | dvt-timm {__version__}")
         self._resume()
         self._unseen: list[Batch] = []  # held-out samples, one each, on the CPU
         self._clock = Clock(accelerator.device)
@@ -262,24 +263,16 @@ class Trainer:
                 )
             scores = evaluate(predicted, [batch.target[0] for batch in self.unseen()])
             log.write(self.step, "held out", scores)
-            self._draw(predicted)
+            self._draw(predicted, scores["loss"])
             if scores["loss"] < self.best.get("loss", math.inf):
                 self.best = {"step": self.step, **scores}
                 self.stage.save(self.module, self.run)
         self.accelerator.wait_for_everyone()
 
-    def _draw(self, predicted: list[Tensor]) -> None:
+    def _draw(self, predicted: list[Tensor], loss: float) -> None:
         samples = zip(range(NUM_PICTURES), self.held_out, predicted, self.unseen(), strict=False)
         for place, index, fmap, batch in samples:
-            path = self._validation.path(index)
-            if not path.is_file():  # the images may have moved: all that training needs are their features
-                continue
-            maps = {"raw": batch.raw[0].numpy(), "target": batch.target[0].numpy(), "trained": fmap.numpy()}
-            try:
-                panel = viz.feature_panel(np.asarray(read_image(path)), maps)
-            except ImageError:  # it has changed since
-                continue
-            save_picture(panel, self.run / PICTURES / f"{self.step:06d}-{place}.png")
+            self._pictures.draw(place, self._validation.path(index), batch, fmap, self.step, loss)
 
     def _write_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -289,6 +282,7 @@ class Trainer:
             state = {
                 "step": self.step,
                 "best": self.best,
+                "pictures": self._pictures.state,
                 "module": self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -302,6 +296,7 @@ class Trainer:
             return
         try:
             self.step, self.best = state["step"], state["best"]
+            self._pictures.state = state.get("pictures", {})  # up to version 0.1 there were no strips
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None:

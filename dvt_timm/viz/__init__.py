@@ -6,18 +6,27 @@ An image is a PIL image, or [H, W, 3], [3, H, W] or [1, 3, H, W] in 0..255, uint
 """
 
 from .arrays import FeatureMap, ImageLike, Pixels
-from .clusters import kmeans_labels
-from .maps import colorize, decomposition_panel, feature_panel, norm_map, pca_rgb, similarity
+from .clusters import kmeans_labels, matched_labels
+from .compare import check_columns, decomposition_panel, feature_panel
+from .maps import colorize, norm_map, pca_rgb, pca_rows, salient_patch, similarity
+from .sheet import contact_sheet, progress_strip, progress_tile
 
 __all__ = [
     "FeatureMap",
     "ImageLike",
     "Pixels",
+    "check_columns",
     "colorize",
+    "contact_sheet",
     "decomposition_panel",
     "feature_panel",
     "kmeans_labels",
+    "matched_labels",
     "norm_map",
     "pca_rgb",
+    "pca_rows",
+    "progress_strip",
+    "progress_tile",
+    "salient_patch",
     "similarity",
 ]

@@ -16,6 +16,7 @@ FeatureMap: TypeAlias = "Tensor | NDArray[np.floating]"  # [C, h, w], [1, C, h, 
 ImageLike: TypeAlias = "Image.Image | Tensor | Pixels"  # [H, W, 3], [3, H, W] or [1, 3, H, W] uint8, or PIL's
 
 MIN_CHANNELS = 64  # no ViT has fewer
+ROUNDING = 1e-12  # relative
 
 
 def as_map(features: FeatureMap) -> Floats:
@@ -85,6 +86,11 @@ def as_image(image: ImageLike) -> Pixels:
     return array if frame[2] == 3 else np.moveaxis(array, 0, 2)
 
 
+def as_pixels(colors: Floats) -> Pixels:  # [h, w, 3] in 0..1
+    """Write colors in 0..255."""
+    return (255 * colors).round().astype(np.uint8)
+
+
 def tokens_of(arrays: list[Floats]) -> Floats:  # [N, C]
     """Stack the patches of all maps."""
     return np.concatenate([array.reshape(-1, array.shape[2]) for array in arrays])
@@ -95,6 +101,12 @@ def split(rows: NDArray[Any], arrays: list[Floats]) -> list[NDArray[Any]]:  # ro
     ends = np.cumsum([array[..., 0].size for array in arrays])[:-1]
     parts = zip(np.split(rows, ends), arrays, strict=True)
     return [part.reshape(*array.shape[:2], *rows.shape[1:]) for part, array in parts]
+
+
+def centered(array: Floats) -> Floats:  # [h, w, C]
+    """Take a map's mean off; what is left of a constant is zero, without the noise of rounding."""
+    moved = array - array.mean(axis=(0, 1))
+    return np.where(np.abs(moved) > ROUNDING * np.abs(array).max(), moved, 0.0)
 
 
 def unit(tokens: Floats) -> Floats:  # [..., C]

@@ -1,4 +1,4 @@
-"""Clusters tokens by direction: k-means, without a dependency on scikit-learn."""
+"""Clusters tokens by direction, and gives alike clusters one number: k-means and matching, without scikit-learn."""
 
 from __future__ import annotations
 
@@ -36,6 +36,61 @@ def kmeans_labels(maps: Sequence[FeatureMap], num_clusters: int = 6, seed: int =
     labels = min(runs, key=lambda run: run[1])[0]
     order = np.argsort(-np.bincount(labels, minlength=num_clusters), kind="stable")
     return split(np.argsort(order)[labels], arrays)
+
+
+def matched_labels(labels: NDArray[np.int64], reference: NDArray[np.int64], num_clusters: int) -> NDArray[np.int64]:
+    """Renumber clusters such that as many patches as can be have the label that they have in a reference.
+
+    Args:
+        labels: [h, w] in 0..num_clusters-1.
+        reference: [h, w] in 0..num_clusters-1.
+        num_clusters: of both.
+
+    Returns:
+        [h, w], the same clusters under other numbers in 0..num_clusters-1.
+
+    Raises:
+        ValueError: if the shapes differ, or a label is none of these.
+    """
+    if labels.shape != reference.shape:
+        raise ValueError(
+            f"labels must have one shape, got {labels.shape} and {reference.shape}; match maps of one image"
+        )
+    both = np.stack([labels, reference])
+    if both.min() < 0 or both.max() >= num_clusters:
+        raise ValueError(f"labels must be 0..{num_clusters - 1}, got {both.min()}..{both.max()}")
+    shared = np.zeros((num_clusters, num_clusters))
+    np.add.at(shared, (labels, reference), 1)
+    return best_assignment(shared)[labels]
+
+
+def best_assignment(gain: Floats) -> NDArray[np.int64]:  # [k, k] -> [k]
+    """Give every row a column of its own such that the sum of what they gain is largest.
+
+    The Hungarian method: rows come in one by one, each by the cheapest path of columns that change their rows (Kuhn,
+    1955, with the potentials of Jonker and Volgenant); O(k^3).
+    """
+    size = len(gain)
+    cost, prices = -gain, np.zeros(size)  # a column's price, paid by its row
+    row_of, rents = np.full(size, -1), np.zeros(size)  # of each column; of each row
+    for new in range(size):
+        shortest, previous = np.full(size, np.inf), np.full(size, -1)
+        done = np.zeros(size, dtype=bool)
+        row, column, length = new, -1, 0.0
+        while row >= 0:
+            reached = length + cost[row] - rents[row] - prices
+            closer = ~done & (reached < shortest)
+            shortest[closer], previous[closer] = reached[closer], column
+            column = int(np.where(done, np.inf, shortest).argmin())
+            done[column], length, row = True, shortest[column], row_of[column]
+        rents[new] += length
+        passed = done & (row_of >= 0)
+        rents[row_of[passed]] += length - shortest[passed]
+        prices[done] -= length - shortest[done]
+        while column >= 0:
+            row_of[column] = new if previous[column] < 0 else row_of[previous[column]]
+            column = int(previous[column])
+    return np.argsort(row_of)
 
 
 def _plus_plus(tokens: Floats, num_clusters: int, random: np.random.Generator) -> Floats:  # [N, C] -> [k, C]

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import photos, serve_base
+import timm
+import torch
+from helpers import TINY, photos, random_head, serve_base
 from hub_server import Hub
 
 from dvt_timm.cli import main as cli
+from dvt_timm.cli import models
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`dvt-timm features` at 56 pixels, into tmp_path/out."""
     monkeypatch.chdir(tmp_path)
-    return lambda *args, size="56": cli.main(["features", *map(str, args), "--out", "out", "--size", size])
+    return lambda *args, size="56": cli.main(["features", "--out", "out", "--size", size, *map(str, args)])
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small denoised model, in the place of the one that `dvt-timm features` would load."""
+    torch.manual_seed(3)
+    model = timm.create_model(TINY, denoiser=random_head(64), dynamic_img_size=True).eval()
+    monkeypatch.setattr(models, "load_model", lambda *args: model)
+    return model
 
 
 @pytest.fixture

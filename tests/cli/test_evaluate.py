@@ -33,7 +33,7 @@ TRAINED = ("--steps", "2", "--train-batch", "2")
         *((task, TRAINED if task == "depth" else ()) for task in evaluate_command.TASKS),
         ("segmentation", ("--protocol", "patch", "--seeds", "2")),
         ("segmentation", ("--protocol", "paper", *TRAINED)),
-        ("depth", ("--as-released", *TRAINED)),
+        pytest.param("depth", ("--as-released", *TRAINED), marks=pytest.mark.slow),
     ],
 )
 def test_every_task(

@@ -21,7 +21,7 @@ def test_same_stems_do_not_overwrite_each_other(run: Callable[..., int], tmp_pat
     names = ["a/x.jpg", "b/x.png", "b/X.webp", "b/x-2.png"]
     for seed, name in enumerate(names):
         saved(tmp_path / name, picture(seed=seed))
-    assert run(*names) == 0
+    assert run(*names, "--panels") == 0
     files = [path for path in written(tmp_path / "out") if path.endswith(".safetensors")]
     assert len({file.casefold() for file in files}) == 4
     assert {metadata_of(tmp_path / "out" / file)["image"] for file in files} == {"x.jpg", "x.png", "X.webp", "x-2.png"}
@@ -33,21 +33,20 @@ def test_folders_keep_their_structure(run: Callable[..., int], tmp_path: Path) -
         saved(tmp_path / name)
     (tmp_path / "in/notes.txt").touch()
     assert run("in", "in/sub/a.jpg") == 0  # an image named twice is taken once
-    expected = ["a", "b", "sub/a"]
-    assert written(tmp_path / "out") == sorted(f"{name}.{kind}" for name in expected for kind in ("png", "safetensors"))
+    assert written(tmp_path / "out") == ["a.safetensors", "b.safetensors", "sub/a.safetensors"]
 
 
 def test_panels_of_an_earlier_run_are_no_images(run: Callable[..., int], tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
-    assert run(".") == 0
-    assert run(".") == 0
+    assert run(".", "--panels") == 0
+    assert run(".", "--panels") == 0
     assert written(tmp_path / "out") == ["a.png", "a.safetensors"]
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path, capsys: Any) -> None:
     image = saved(tmp_path / "a.png")
     before = image.read_bytes()
-    assert cli.main(["features", str(image), "--out", str(tmp_path), "--size", "28"]) == 0
+    assert cli.main(["features", str(image), "--out", str(tmp_path), "--size", "28", "--panels"]) == 0
     assert image.read_bytes() == before
     assert written(tmp_path) == ["a-2.png", "a-2.safetensors", "a.png"]
 
@@ -56,9 +55,21 @@ def test_a_photo_beside_the_image_is_not_overwritten(tmp_path: Path) -> None:
     image, photo = saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png", picture(seed=1))
     before = photo.read_bytes()
     for _ in range(2):  # the second run replaces the results of the first
-        assert cli.main(["features", str(image), "--out", str(tmp_path), "--size", "28"]) == 0
+        assert cli.main(["features", str(image), "--out", str(tmp_path), "--size", "28", "--panels"]) == 0
         assert photo.read_bytes() == before
         assert written(tmp_path) == ["a-2.png", "a-2.safetensors", "a.jpg", "a.png"]
+
+
+def test_a_photo_that_came_beside_the_maps_is_not_overwritten(run: Callable[..., int], tmp_path: Path) -> None:
+    """Nor deleted where the maps are made anew."""
+    saved(tmp_path / "a.jpg")
+    assert run("a.jpg") == 0
+    photo = saved(tmp_path / "out/a.png", picture(seed=1))
+    before = photo.read_bytes()
+    assert run("a.jpg", size="28") == 0
+    assert run("a.jpg", "--panels") == 0
+    assert photo.read_bytes() == before
+    assert written(tmp_path / "out") == ["a-2.png", "a-2.safetensors", "a.png", "a.safetensors"]
 
 
 def test_out_that_is_the_image_folder(tmp_path: Path, capsys: Any) -> None:
@@ -76,11 +87,11 @@ def test_nothing_to_read(tmp_path: Path, capsys: Any) -> None:
 def test_pictures_of_this_package_are_never_photos(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
     """Those of other commands, and of the same one with another --out."""
     saved(tmp_path / "a.jpg")
-    assert run(".") == 0
+    assert run(".", "--panels") == 0
     assert cli.main(["fit", "a.jpg", "--panel", "--size", "56", "--views", "3"]) == 0
     capsys.readouterr()
     assert cli.main(["features", ".", "--out", "other", "--size", "56"]) == 0
-    assert written(tmp_path / "other") == ["a.png", "a.safetensors"]
+    assert written(tmp_path / "other") == ["a.safetensors"]
     assert "dvt-timm: left aside: 2 pictures drawn by dvt-timm; JPEG, PNG and WebP files are read\n" in (
         capsys.readouterr().err
     )
@@ -94,7 +105,7 @@ def test_files_that_are_not_read_are_counted_in_a_line(run: Callable[..., int], 
     (tmp_path / "in/f.jpg").symlink_to("gone")
     assert run("in") == 0
     captured = capsys.readouterr()
-    assert captured.out.split() == ["out/a.png", "out/b.png"]
+    assert captured.out.split() == ["out/a.safetensors", "out/b.safetensors"]
     line = "dvt-timm: left aside: 2 .bmp files, 1 .tif files, 1 broken links; JPEG, PNG and WebP files are read\n"
     assert line in captured.err
 
@@ -105,7 +116,7 @@ def test_links_to_folders_are_followed(run: Callable[..., int], tmp_path: Path) 
     (tmp_path / "in/class").symlink_to(tmp_path / "far")
     (tmp_path / "far/loop").symlink_to(tmp_path / "in")
     assert run("in") == 0
-    assert written(tmp_path / "out") == ["class/a.png", "class/a.safetensors"]
+    assert written(tmp_path / "out") == ["class/a.safetensors"]
 
 
 def test_a_folder_that_cannot_be_searched_costs_no_other(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
@@ -122,7 +133,7 @@ def test_a_folder_that_cannot_be_searched_costs_no_other(run: Callable[..., int]
             for path in ("in/closed", "listed", "in/good/d.png"):
                 assert errors.count(f"dvt-timm: skipped {path}: Permission denied\n") == 1
             assert "dvt-timm: 3 of 4 inputs skipped\n" in errors
-    assert written(tmp_path / "features") == ["good/a.png", "good/a.safetensors"]
+    assert written(tmp_path / "features") == ["good/a.safetensors"]
     assert len(open_store("fit")) == 1
 
 
@@ -191,7 +202,7 @@ def test_large_images_have_an_option(run: Callable[..., int], tmp_path: Path, mo
     assert run("a.png", "--large-images") == 0
     assert cli.main(["fit", "a.png", "--size", "56", "--views", "3"]) == 1
     assert cli.main(["fit", "a.png", "--size", "56", "--views", "3", "--large-images"]) == 0
-    assert run("a.png", "--patch", "0,0") == 1  # nothing is left changed
+    assert run("a.png", size="28") == 1  # nothing is left changed
 
 
 def test_odd_inputs_do_not_end_the_run(run: Callable[..., int], tmp_path: Path, capsys: Any) -> None:
@@ -207,4 +218,4 @@ def test_odd_inputs_do_not_end_the_run(run: Callable[..., int], tmp_path: Path, 
     assert "its name is too long" in errors
     assert f"skipped {'x' * 300}: not found" in errors
     assert metadata_of(tmp_path / "out/caf\ufffd.safetensors")["image"] == "caf\ufffd.png"
-    assert (tmp_path / "out/image.png").is_file()
+    assert (tmp_path / "out/image.safetensors").is_file()

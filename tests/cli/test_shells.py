@@ -112,8 +112,8 @@ def test_a_locale_that_is_not_utf_8(shell: Any, tmp_path: Path) -> None:
     assert (status, err.count("\n"), "Traceback" in err) == (2, 1, False)
     status, out, err = shell("dvt features \u00e4.png --size 28 --out out", **ASCII)
     assert (status, err) == (0, "")
-    assert out == "out/\\udcc3\\udca4.png\n"
-    assert written(tmp_path / "out") == ["\u00e4.png", "\u00e4.safetensors"]
+    assert out == "out/\\udcc3\\udca4.safetensors\n"
+    assert written(tmp_path / "out") == ["\u00e4.safetensors"]
     status, _, err = shell("dvt fit list.txt --views 2 --size 28 --panel --out store", **ASCII)
     assert (status, err) == (0, "")
     assert (tmp_path / "store/panels/\u00e4.png").is_file()
@@ -123,7 +123,7 @@ def test_no_bars_in_a_log(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None
     for name in ("a.png", "b.png"):
         saved(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dvt_timm.cli.results.Recipe.is_done", lambda *_: True)
+    monkeypatch.setattr("dvt_timm.cli.results.Files.is_done", lambda *_: True)
     assert cli.main(["features", "a.png", "b.png", "--size", "28"]) == 0
     assert capsys.readouterr().err == "dvt-timm: 2 of 2 images were done before and are left as they are\n"
 

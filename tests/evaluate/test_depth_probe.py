@@ -286,3 +286,34 @@ def test_what_a_sample_of_depth_needs(frame: tuple[Image.Image, NDArray[np.float
         depth_sample(image, depth[::2, ::2], seeded())
     one, two = (depth_sample(image, depth, seeded(5)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("steps", [5, 10, 38_400])
+def test_the_first_beta_goes_through_one_cycle(steps: int) -> None:
+    config = DepthConfig(steps=steps)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.9, 0.999))
+    policy = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=steps)
+    for step in range(min(steps, 20)):
+        assert config.betas(step) == pytest.approx(optimizer.param_groups[0]["betas"])
+        optimizer.step()
+        policy.step()
+
+
+def test_the_first_beta_is_least_at_three_tenths_and_never_out_of_its_range() -> None:
+    config = DepthConfig()
+    firsts = [config.betas(step)[0] for step in range(0, config.steps, 100)] + [config.betas(config.steps - 1)[0]]
+    assert firsts[0] == firsts[-1] == 0.95
+    assert min(firsts) == pytest.approx(0.85, abs=1e-5)
+    assert config.betas(11_519)[0] == pytest.approx(0.85)
+    assert all(0.85 <= DepthConfig(steps=few).betas(step)[0] <= 0.95 for few in range(1, 12) for step in range(few))
+
+
+def test_what_a_rotation_uncovers_has_no_depth_or_the_authors() -> None:
+    image, depth = Image.new("RGB", (640, 480), "white"), np.ones((480, 640), dtype=np.float32)
+    shares = []
+    for seed in range(12):
+        empty, far = (depth_sample(image, depth, seeded(seed), uncovered=of)[1] for of in (0.0, 255.0))
+        assert set(empty.unique().tolist()) <= {0.0, 1.0}
+        torch.testing.assert_close(far, torch.where(empty == 0, 255.0, empty))
+        shares.append(float((empty == 0).float().mean()))
+    assert 0 == min(shares) < max(shares) < 0.02

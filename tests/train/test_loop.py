@@ -82,7 +82,8 @@ def test_pictures_of_the_same_images(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 6)
     run = tmp_path / "run"
     distill(teacher(), paths, run, SHORT)
-    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["000004-0.png", "000006-0.png"]
+    drawn = sorted(path.name for path in (run / "pictures").iterdir())
+    assert drawn == ["000004-0.png", "000006-0.png", "strip-0.png"]
 
 
 def test_pictures_of_images_of_one_long_name(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_pictures_of_images_of_one_long_name(tmp_path: Path) -> None:
         (path,) = photos(tmp_path / folder, 1, first=len(paths))
         paths.append(path.rename(path.with_name("n" * 245 + ".png")))
     distill(teacher(), [*paths, *photos(tmp_path / "c", 4, first=2)], tmp_path / "run", replace(SHORT, held_out=5))
-    assert len(list((tmp_path / "run/pictures").iterdir())) == 2 * 4
+    assert len(list((tmp_path / "run/pictures").iterdir())) == 3 * 4
 
 
 def test_a_picture_that_is_no_image_any_more(tmp_path: Path) -> None:

@@ -62,6 +62,27 @@ def test_pca_of_one_varying_direction_leaves_the_other_colors_gray() -> None:
     np.testing.assert_array_equal(colors[..., 1:], 0.5)
 
 
+def test_pca_rows_have_the_axes_of_the_first_map_and_their_own_means_and_scales() -> None:
+    first = noise(9, 8, 6) * [9, 5, 3, 0.1, 0.1, 0.1]
+    rows = viz.pca_rows([first, 0.1 * first + noise(6, seed=1), first + [0, 0, 0, 50, 0, 0] * noise(9, 8, 1, seed=2)])
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-9)
+    np.testing.assert_allclose(rows[2], rows[0], atol=0.2)  # what varies elsewhere has no color
+    assert min(row.min() for row in rows) == 0
+    assert max(row.max() for row in rows) == 1
+
+
+def test_the_salient_patch_stands_out_in_every_map() -> None:
+    first, second = (0.1 * noise(5, 7, 8, seed=seed) for seed in (0, 1))
+    first[0, 0] += 6  # an artifact of the first map alone
+    for features in (first, second):
+        features[3, 2] += 4
+    assert viz.salient_patch([first]) == (0, 0)
+    assert viz.salient_patch([first, second]) == viz.salient_patch([second, 7 * first]) == (3, 2)
+    assert viz.salient_patch([np.ones((3, 4, 5))]) == (0, 0)
+    with pytest.raises(ValueError, match="share one grid"):
+        viz.salient_patch([first, second[:2]])
+
+
 def test_norm_map() -> None:
     np.testing.assert_allclose(viz.norm_map(np.array([[[3.0, 4.0], [0.0, 0.0]]])), [[5, 0]])
 

@@ -30,6 +30,7 @@ MEASURES = [
     *(Measure(f"a{power}", "higher", "%") for power in (1, 2, 3)),
     Measure("log10", "lower"),
 ]
+UNCOVERED = 255.0  # meters, where a rotation of the authors' leaves no depth
 GROUP = 2  # images of one of the authors' processes, over which they take the loss
 
 
@@ -60,8 +61,8 @@ def depth(
         train: frames that train, of 480 x 640 pixels.
         test: frames that test.
         config: numbers of the training; the authors' by default, 38,400 steps of 16 images.
-        as_released: take the authors' loss as their code computes it, over two images at a time, its gradient part
-            along batch and channel, which makes that part 0.
+        as_released: train as the authors' code does: the loss is taken over two images at a time, its gradient part
+            along batch and channel, which makes that part 0; where a rotation leaves no depth it is 255 m.
         folder: where a checkpoint is kept, so that a run that was stopped goes on.
         seed: of the probes, the order of frames and their augmentation.
         limit: test on so many frames, spread evenly, rather than on all.
@@ -80,9 +81,10 @@ def depth(
     config, skipped = config or DepthConfig(), dict[str, str]()
     heads = alike(rows, seed, DepthHead)
     mean, std = rows.normalization
+    uncovered = UNCOVERED if as_released else 0.0
 
     def sample(index: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        return depth_sample(*train[index].read(), generator, mean=mean, std=std)
+        return depth_sample(*train[index].read(), generator, mean=mean, std=std, uncovered=uncovered)
 
     def loss(head: DepthHead, features: Features, target: Tensor, step: int) -> Tensor:
         predicted = head(features.map, _token(features))

@@ -48,12 +48,11 @@ class Config(Protocol):
     def batch_size(self) -> int: ...
 
     @property
-    def betas(self) -> tuple[float, float]: ...
-
-    @property
     def weight_decay(self) -> float: ...
 
     def rate(self, step: int) -> float: ...
+
+    def betas(self, step: int) -> tuple[float, float]: ...
 
 
 def alike(rows: Rows, seed: int, make: Callable[[int], Probe]) -> dict[str, Probe]:
@@ -110,7 +109,7 @@ def train_probes(
     for head in heads.values():
         head.to(device).train()
     parameters = [parameter for head in heads.values() for parameter in head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.weight_decay)
     digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
     settings = {**_settings(rows), "config": repr(config), "task": task, "samples": digest, "seed": seed}
     checkpoint = _Checkpoint(None if folder is None else folder / CHECKPOINT, json.dumps(settings, sort_keys=True))
@@ -123,7 +122,7 @@ def train_probes(
     for step, (pixels, part) in zip(bar, batches, strict=True):
         features, target = _joined(rows, pixels, part)
         for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
+            group["lr"], group["betas"] = config.rate(step), config.betas(step)
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for name, head in heads.items():

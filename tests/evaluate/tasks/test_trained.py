@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         linear_segmentation(colors_seen(), train, train, config=FEW)
 
 
-@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("as_released", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_depths_that_are_seen(tmp_path: Path, as_released: bool) -> None:
     train, test = frames(tmp_path / "train"), frames(tmp_path / "test", 2)
     config = DepthConfig(steps=12, batch_size=2, lr=0.03)

@@ -24,6 +24,7 @@ from dvt_timm.explore import Explorer
 from dvt_timm.explore.encoding import cosines_between, cosines_within, directions, link, principal_axes
 from dvt_timm.explore.pictures import PALETTE, matched_clusters, pca_colors
 from dvt_timm.viz import colorize
+from dvt_timm.viz.arrays import centered
 
 pytestmark = pytest.mark.browser
 
@@ -176,7 +177,7 @@ def test_what_the_other_colors_show(opened: Open) -> None:
     raw, denoised = maps(0)
     data = data_of(found.html())["photo-0"]
     norms = np.linalg.norm(raw, axis=2)
-    removed = np.linalg.norm(raw - denoised, axis=2) / np.median(norms)
+    removed = np.linalg.norm(centered(raw - denoised), axis=2) / np.median(norms)
     values = [found.photos[0].components[row].values.reshape(*GRID, -1) for row in ("raw", "denoised")]
     palette = np.array([list(bytes.fromhex(color)) for color in PALETTE], dtype=np.uint8)
     expected = {

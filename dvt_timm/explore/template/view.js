@@ -8,7 +8,7 @@ const MODES = {
   taken: [
     "removed: PCA",
     "removed: norm",
-    "Raw minus denoised: its own components, and its norm as a share of the median raw norm.",
+    "Raw minus denoised, its mean taken off: its components, and its norm as a share of the median raw norm.",
   ],
 };
 

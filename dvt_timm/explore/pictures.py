@@ -23,7 +23,7 @@ def pca_colors(maps: list[Floats]) -> list[Pixels]:  # [h, w, C] each -> [h, w, 
 
 
 def matched_clusters(maps: list[Floats]) -> list[NDArray[np.uint8]]:  # [h, w, C] each -> [h, w] each
-    """Cluster each map by direction; clusters of the others get the numbers that they have most patches of in the first."""
+    """Cluster each map by direction; the others have the first one's numbers, by what clusters share."""
     count = min(CLUSTERS, maps[0][..., 0].size)
     first, *others = (kmeans_labels([_unmistakable(fmap)], count)[0] for fmap in maps)
     matched = [first, *(matched_labels(labels, first, count) for labels in others)]

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "explore",
         help="make a page to explore raw and denoised features with",
-        description="Make one HTML file, some 300 KB a photo, that opens from disk without server and network: PCA, "
+        description="Make one HTML file, some 360 KB a photo, that opens from disk without server and network: PCA, "
         "clusters, norms and what was removed, raw beside denoised over each photo, and the similarity of any patch to "
         "those of this photo and of a second one. Exit status 1 if a photo had to be skipped.",
     )

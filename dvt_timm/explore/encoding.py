@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..viz.arrays import Floats, unit
+from ..viz.arrays import Floats, centered, unit
 
 Codes = NDArray[np.int8]
 
@@ -59,8 +59,7 @@ class Link:
 
 def directions(fmap: Floats) -> Floats:  # [h, w, C] -> [N, C]
     """Take a map's mean off, and give its patches length 1; a patch that equals the mean stays 0."""
-    tokens = fmap.reshape(-1, fmap.shape[2])
-    return unit(tokens - tokens.mean(axis=0))
+    return unit(centered(fmap).reshape(-1, fmap.shape[2]))
 
 
 def principal_axes(moment: Floats, count: int) -> Floats:  # [C, C] -> [C, count]

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..viz.arrays import Floats
+from ..viz.arrays import Floats, centered
 from .encoding import Components, errors_within, link
-from .pictures import color_steps, matched_clusters, pca_colors
+from .pictures import color_steps, farthest, matched_clusters, pca_colors
 
 ROWS = ("raw", "denoised")
 LONGEST = 784  # pixels of the picture's longer side, about
@@ -70,15 +70,15 @@ def encode_photo(
     raw, denoised = (maps[row] for row in ROWS)
     grid = raw.shape[:2]
     each = [errors_within(components[row], patches[row]) for row in ROWS]
-    taken, cell = raw - denoised, _cell(image, grid)
-    removed = _variance(taken) / max(_variance(raw), 1e-12)
+    taken, cell = centered(raw - denoised), _cell(image, grid)
+    removed = float((taken**2).sum() / max((centered(raw) ** 2).sum(), 1e-12))
     picture = image.resize((grid[1] * cell[1], grid[0] * cell[0]), Image.Resampling.LANCZOS)
     shown = {
         "name": name,
         "grid": grid,
         "cell": cell,
         "removed": removed,
-        "salient": int(((denoised - denoised.mean(axis=(0, 1))) ** 2).sum(axis=2).argmax()),
+        "salient": farthest([raw, denoised]),
         "picture": _text(_jpeg(picture, max(SMALLEST, JPEG_BYTES * grid[0] * grid[1]))),
         **_pictures(raw, denoised, taken, [components[row].values.reshape(*grid, -1) for row in ROWS]),
     }
@@ -119,11 +119,6 @@ def _cell(image: Image.Image, grid: tuple[int, ...]) -> tuple[int, int]:
     scale = min(1.0, LONGEST / max(image.size))
     height, width = max(1, round(image.height * scale / grid[0])), max(1, round(image.width * scale / grid[1]))
     return height, width
-
-
-def _variance(fmap: Floats) -> float:
-    """Sum up how far patches are from their mean."""
-    return float(((fmap - fmap.mean(axis=(0, 1))) ** 2).sum())
 
 
 def _jpeg(image: Image.Image, most: int) -> bytes:

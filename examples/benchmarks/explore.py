@@ -9,6 +9,7 @@ With --browser (`pip install '.[browser]'`, `apt-get install chromium`) the page
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import statistics
@@ -102,7 +103,8 @@ def main() -> None:
     print(f"{arguments.count} photos of {grid} patches: {len(html) / 1e6:.1f} MB")
     print(f"a photo: {statistics.mean(sizes) / 1e3:.0f} KB, at most {max(sizes) / 1e3:.0f} KB, and its thumbnail")
     print(f"seconds a photo, without the forward pass: {statistics.median(seconds):.2f}; the page itself: {spent:.1f}")
-    for name, text in re.findall(r'\["(position leakage|removed|error of similarities)", "([^"]*)"\]', html):
+    (about,) = re.findall(r'<script type="application/json" id="about">(.*?)</script>', html)
+    for name, text in json.loads(about)["facts"]:
         print(f"{name}: {text}")
     if arguments.browser:
         with tempfile.TemporaryDirectory() as folder:

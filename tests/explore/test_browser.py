@@ -24,6 +24,7 @@ from dvt_timm.explore import Explorer
 from dvt_timm.explore.encoding import cosines_between, cosines_within, directions, link, principal_axes
 from dvt_timm.explore.pictures import PALETTE, matched_clusters, pca_colors
 from dvt_timm.viz import colorize
+from dvt_timm.viz.arrays import centered
 
 pytestmark = pytest.mark.browser
 
@@ -176,7 +177,7 @@ def test_what_the_other_colors_show(opened: Open) -> None:
     raw, denoised = maps(0)
     data = data_of(found.html())["photo-0"]
     norms = np.linalg.norm(raw, axis=2)
-    removed = np.linalg.norm(raw - denoised, axis=2) / np.median(norms)
+    removed = np.linalg.norm(centered(raw - denoised), axis=2) / np.median(norms)
     values = [found.photos[0].components[row].values.reshape(*GRID, -1) for row in ("raw", "denoised")]
     palette = np.array([list(bytes.fromhex(color)) for color in PALETTE], dtype=np.uint8)
     expected = {
@@ -242,6 +243,12 @@ def test_the_second_photo_can_be_asked_too(opened: Open) -> None:
 def test_a_patch_is_held(opened: Open) -> None:
     tab = opened(page(1).html())
     query = tab.locator("#query")
+    point_at(tab, "same-raw", 1, 1)
+    tab.mouse.down()
+    tab.mouse.up()
+    tab.keyboard.press("ArrowDown")  # goes on from there
+    settle(tab)
+    assert "row 2, column 1" in query.inner_text()
     point_at(tab, "main", 2, 3)
     tab.mouse.down()
     tab.mouse.up()
@@ -274,9 +281,15 @@ def test_keys(opened: Open) -> None:
             tab.keyboard.press(key)
         settle(tab)
 
+    press("ArrowRight", " ")  # scroll the page, as long as the photo has no focus
+    assert "row 4, column 4" in tab.locator("#query").inner_text()
+    assert "held" not in tab.locator("#query").inner_text()
+    tab.locator("#main").focus()
     press("ArrowRight", "ArrowDown", "Shift+ArrowLeft", "Shift+ArrowLeft")  # it stays within the photo
     assert "row 5, column 0" in tab.locator("#query").inner_text()
     assert "held" in tab.locator("#query").inner_text()
+    press(" ")
+    assert "held" not in tab.locator("#query").inner_text()
     press("n")
     assert tab.locator("#photo-name").inner_text() == "1.png"
     press("p", "p")
@@ -327,7 +340,7 @@ def test_the_grid_is_drawn_on_demand(opened: Open) -> None:
     lighter = (pixels_of(tab, "main").astype(int) - before).sum(axis=2)
     on_lines = np.zeros(lighter.shape, dtype=bool)
     on_lines[CELL::CELL], on_lines[:, CELL::CELL] = True, True
-    assert (lighter[on_lines] > 0).all()
+    assert (lighter[on_lines] > 0).mean() > 0.95  # all but those under the frame of the patch
     assert not lighter[~on_lines].any()
     assert differing(patches_of(tab, "main"), pca_colors(list(maps(0)))[0]) <= MARKED  # lines lie between patches
 

@@ -24,6 +24,7 @@ from dvt_timm.evaluate import Rows, position_leakage
 from dvt_timm.explore import Explorer, explore_rows, explorer
 from dvt_timm.explore.encoding import cosines_between, cosines_within, directions, link, principal_axes
 from dvt_timm.explore.pictures import pca_colors
+from dvt_timm.viz import salient_patch
 
 HOSTILE = '<script>alert("1")</script>&\u2028<!--.jpg'
 
@@ -55,8 +56,7 @@ def test_what_a_page_holds() -> None:
     assert first["ends"]["taken"][0] == 0
     spread = [((fmap - fmap.mean(axis=(0, 1))) ** 2).sum() for fmap in (taken, raw)]
     assert first["removed"] == pytest.approx(spread[0] / spread[1])
-    centered = denoised - denoised.mean(axis=(0, 1))
-    assert first["salient"] == (centered**2).sum(axis=2).argmax()
+    assert divmod(first["salient"], 12) == salient_patch([raw, denoised])
     assert bytes_of(first["picture"], "uint8", -1)[:3].tobytes() == b"\xff\xd8\xff"
 
 

@@ -24,6 +24,7 @@ function listen(canvas, photoIndex) {
     const before = state.query;
     const isSame = point(event) === before.index && photoIndex() === before.photo;
     state.held = !(state.held && isSame);
+    element("main").focus({ preventScroll: true }); // so that arrows go on from there
   });
 }
 
@@ -77,8 +78,8 @@ function nextSecond() {
   return index;
 }
 
-const KEYS = {
-  " ": () => (state.held = !state.held),
+const KEYS = { // wherever the focus is
+  __proto__: null,
   n: () => show(Math.min(state.photo + 1, last)),
   p: () => show(Math.max(state.photo - 1, 0)),
   m: () => last > 0 && showSecond(nextSecond()),
@@ -91,19 +92,21 @@ const KEYS = {
   3: () => setMode("norm"),
   4: () => setMode("taken"),
 };
+
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
+// What a key does while the photo has the focus: elsewhere arrows and Space scroll the page or move a control.
+function pictureKey(event) {
+  if (event.key === " ") return () => (state.held = !state.held);
+  const step = ARROWS[event.key];
+  return step && (() => movePatch(...step.map((patches) => patches * (event.shiftKey ? 5 : 1))));
+}
+
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const arrow = ARROWS[event.key];
-  const key = event.key.toLowerCase();
-  if (arrow && !event.target.matches("input, select")) {
-    movePatch(...arrow.map((step) => step * (event.shiftKey ? 5 : 1)));
-  } else if (Object.hasOwn(KEYS, key) && !event.target.matches("select") && !(key === " " && event.target.matches("input, button, summary"))) {
-    KEYS[key]();
-  } else {
-    return;
-  }
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+  const action = event.target === element("main") && pictureKey(event) || KEYS[event.key.toLowerCase()];
+  if (!action) return;
+  action();
   event.preventDefault();
   redraw();
 });

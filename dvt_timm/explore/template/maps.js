@@ -57,7 +57,7 @@ class Photo {
     [this.rows, this.columns] = data.grid;
     [this.cellHeight, this.cellWidth] = data.cell;
     this.removed = data.removed;
-    this.salient = data.salient; // the patch that is farthest from the mean
+    this.salient = data.salient; // a patch that is far from the mean of either map
     this.ends = data.ends;
     this.picture = new Image();
     this.picture.src = "data:image/jpeg;base64," + data.picture;

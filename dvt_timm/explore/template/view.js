@@ -5,7 +5,11 @@ const MODES = {
   pca: ["raw", "denoised", "First three principal components of the raw map as red, green and blue."],
   clusters: ["raw", "denoised", "Clusters of directions; those of both maps that share most patches have one color."],
   norm: ["raw", "denoised", "Norm of each patch, as a multiple of the median of its map."],
-  taken: ["removed: PCA", "removed: norm", "Raw minus denoised: its own components, and its norm as a share of the median raw norm."],
+  taken: [
+    "removed: PCA",
+    "removed: norm",
+    "Raw minus denoised, its mean taken off: its components, and its norm as a share of the median raw norm.",
+  ],
 };
 
 const element = (id) => document.getElementById(id);
@@ -151,7 +155,8 @@ function describeView(photo) {
   }
   const removed = `${Math.round(100 * photo.removed)} % of its variance removed`;
   element("photo-name").textContent = photo.name;
-  element("main").ariaLabel = `${photo.name}, ${left} left and ${right} right of the divider; arrow keys move the patch`;
+  const sides = `${left} left and ${right} right of the divider`;
+  element("main").setAttribute("aria-label", `${photo.name}, ${sides}; arrow keys move the patch`);
   element("caption").textContent = `${caption} ${photo.rows} x ${photo.columns} patches, ${removed}.`;
   const ends = { norm: photo.ends.norm, taken: photo.ends.taken }[state.mode];
   element("scale").hidden = !ends;
@@ -161,11 +166,14 @@ function describeView(photo) {
   element("scale-high").textContent = ends[1].toFixed(2) + unit;
 }
 
+function placeOf(photo, index) {
+  return `row ${Math.floor(index / photo.columns)}, column ${index % photo.columns}`;
+}
+
 function drawSimilarities() {
   const from = photoAt(state.query.photo);
-  const place = `row ${Math.floor(state.query.index / from.columns)}, column ${state.query.index % from.columns}`;
   const hold = state.held ? "held: click it or press Space to let it go" : "click or press Space to hold it";
-  element("query").textContent = `Patch at ${place} of ${from.name}; ${hold}.`;
+  element("query").textContent = `Patch at ${placeOf(from, state.query.index)} of ${from.name}; ${hold}.`;
   element("second").value = state.second;
   for (const option of element("second").options) option.disabled = Number(option.value) === state.photo;
   for (const row of ["raw", "denoised"]) {
@@ -187,7 +195,7 @@ function drawSimilarity(place, row, index) {
   const similar = cosines.filter((cosine) => cosine > 0.5).length / cosines.length;
   const text = isHome
     ? `${Math.round(100 * similar)} % of patches above 0.5`
-    : `best match ${cosines[best].toFixed(2)} at row ${Math.floor(best / photo.columns)}, column ${best % photo.columns}`;
+    : `best match ${cosines[best].toFixed(2)} at ${placeOf(photo, best)}`;
   const caption = canvas.nextElementSibling;
   const title = document.createElement("b");
   title.textContent = row;

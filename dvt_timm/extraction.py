@@ -30,7 +30,7 @@ WINDOW = 4  # batches: how far the image that waits for others of its size may f
 UNFIT = (MemoryError, RuntimeError)  # the CPU's out-of-memory error is a RuntimeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Extracted:
     """The features of one image, after the model's final norm, on the CPU.
 

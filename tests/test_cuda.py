@@ -57,6 +57,20 @@ def test_means_over_positions(name: str) -> None:
     assert distance(measured, expected) < 1e-3
 
 
+def test_features_of_many_photos() -> None:
+    model = create(TINY, dynamic_img_size=True, num_classes=0, denoiser={"positions": 3})
+    photos = [photo(seed) for seed in range(5)]
+    on_cpu = list(dvt_timm.extract(model, photos, size=SIZE, layers=[0], batch_size=2))
+    model = model.to("cuda")
+    on_gpu = list(dvt_timm.extract(model, photos, size=SIZE, layers=[0], batch_size=2))
+    rough = list(dvt_timm.extract(model, photos, size=SIZE, autocast=torch.bfloat16, half=True))
+    for expected, found, quick in zip(on_cpu, on_gpu, rough, strict=True):
+        assert found.denoised.device.type == "cpu"
+        assert distance(found.denoised, expected.denoised) < 1e-3
+        assert distance(found.layers[0], expected.layers[0]) < 1e-3
+        assert distance(quick.denoised.float(), expected.denoised) < 5e-2
+
+
 @pytest.mark.parametrize("density", [2.0, 12.0])  # a dense factor, conjugate gradients
 def test_the_closed_form(density: float) -> None:
     on_cpu, on_gpu = (LeastSquaresSolver(density=density).fit(random_views(device)) for device in ("cpu", "cuda"))

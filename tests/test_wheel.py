@@ -124,7 +124,7 @@ def test_version_and_list(run: Run) -> None:
 
 
 def test_features(run: Run, tmp_path: Path) -> None:
-    run("dvt-timm", "features", PHOTOS, "--size", "28", "--out", "out")
+    run("dvt-timm", "features", PHOTOS, "--panels", "--size", "28", "--out", "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("cat.png", "cat.safetensors", "puppy.png", "puppy.safetensors")
     }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import viz
 from .._util.files import sha256_of
-from .._util.images import ImageError, Preprocessing, is_ours, preprocessing_of, printable, save_picture
+from .._util.images import ImageError, Preprocessing, preprocessing_of, printable, save_picture
 from .._util.tensors import save_tensors
 from .._version import __version__
 from ..caption import caption_of
@@ -208,8 +208,7 @@ def _files(target: Path) -> tuple[Path, Path]:
 def _write(target: Path, maps: dict[str, Tensor], metadata: dict[str, str], panel: Panel | None) -> Path:
     maps_file, panel_file = _files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_ours(panel_file):
-        panel_file.unlink()  # an older one beside new maps would pass for theirs
+    panel_file.unlink(missing_ok=True)  # an older one beside new maps would pass for theirs
     save_tensors(maps, maps_file, metadata)
     if panel is None:
         return maps_file

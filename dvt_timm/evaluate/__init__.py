@@ -4,7 +4,7 @@ A task (`artifacts`, `segmentation`, `linear_segmentation`, `depth`, `correspond
 `Rows`, a model with what is to be compared with it, and data (`evaluate.data`), and gives a `Report`. Measures are
 functions of arrays:
 
-- artifacts without labels: `position_leakage`, `information_coefficients`;
+- artifacts without labels: `position_leakage`, `information_coefficients`, `largest_coefficients`;
 - labels of patches: `knn_probe`, `linear_probe`, `mean_iou`, `patch_labels`;
 - key points: `match_points`; videos: `propagate`, `region_similarity`, `boundary_accuracy`; objects: `lost`;
 - with a truth: `plant` lets a model carry a known artifact, whose removal `artifact_left`, `distance_to_truth` and
@@ -22,7 +22,7 @@ from .depth_probe import DepthConfig
 from .estimates import Estimate
 from .keypoints import match_points
 from .leakage import position_leakage
-from .mic import information_coefficients
+from .mic import information_coefficients, largest_coefficients
 from .objects import is_located, lost
 from .planting import artifact_left, distance_to_truth, plant, won_back
 from .probes import knn_probe, linear_probe, mean_iou, patch_labels
@@ -65,6 +65,7 @@ __all__ = [
     "information_coefficients",
     "is_located",
     "knn_probe",
+    "largest_coefficients",
     "linear_probe",
     "linear_segmentation",
     "lost",

@@ -47,7 +47,7 @@ from tqdm import tqdm
 import dvt_timm
 from dvt_timm import viz
 from dvt_timm._util.images import read_image
-from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
+from dvt_timm.evaluate import knn_probe, largest_coefficients, linear_probe, mean_iou, position_leakage
 from dvt_timm.offline import Views
 
 SEEDS = range(6)
@@ -215,7 +215,7 @@ def information(contenders: Contenders, arguments: argparse.Namespace) -> None:
     scores: dict[str, list[float]] = {}
     for path in tqdm(photos, unit="photo", disable=None):
         for name, fmap in contenders(read_image(path)).items():
-            scores.setdefault(name, []).append(information_coefficients(fmap).amax(dim=0).mean().item())
+            scores.setdefault(name, []).append(largest_coefficients(fmap).mean().item())
     print(f"maximal information coefficient with x and y, {len(photos)} photos, and standard error\n")
     print("| features | mean |\n| --- | --- |")
     for name, values in scores.items():

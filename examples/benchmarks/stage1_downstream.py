@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dvt_timm._util.folders import images_in
-from dvt_timm.evaluate import information_coefficients, knn_probe, linear_probe, mean_iou, position_leakage
+from dvt_timm.evaluate import knn_probe, largest_coefficients, linear_probe, mean_iou, position_leakage
 from dvt_timm.offline import open_store
 
 SEEDS = (0, 1, 2)
@@ -86,7 +86,7 @@ def information(arguments: argparse.Namespace) -> None:
     scores: dict[str, list[float]] = {}
     for maps in maps_of(photos, ViewCache(arguments.cache), kinds_of(arguments)):
         for part in ("raw", "G jitter", "F jitter"):
-            scores.setdefault(part, []).append(information_coefficients(maps[part]).amax(dim=0).mean().item())
+            scores.setdefault(part, []).append(largest_coefficients(maps[part]).mean().item())
     print(f"maximal information coefficient with x and y, {len(photos)} photos\n")
     print("| features | mean | standard error |\n| --- | --- | --- |")
     for part, values in scores.items():

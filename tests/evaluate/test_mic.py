@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from dvt_timm.evaluate import information_coefficients, mic
+from dvt_timm.evaluate import information_coefficients, largest_coefficients, mic
 
 
 def coefficient_slowly(values: list[float], places: list[int], bound: float) -> float:
@@ -55,3 +55,26 @@ def test_information_of_functions_and_of_noise() -> None:
     assert with_x[3] < 0.2
     assert with_x[3] < with_x[4] < 0.6
     assert (with_y < 0.2).all()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("size", [(2, 2), (3, 8), (14, 11)])
+def test_the_largest_coefficients_are_those_of_all_channels(size: tuple[int, int], strength: float) -> None:
+    generator = torch.Generator().manual_seed(size[0])
+    features = torch.randn(*size, 150, generator=generator)  # in three parts
+    features[..., 70] += strength * torch.sin(torch.arange(size[1]) / 1.5)
+    features[..., 149] += strength * torch.arange(size[0])[:, None]
+    expected = information_coefficients(features).amax(dim=0)
+    torch.testing.assert_close(largest_coefficients(features), expected, rtol=0, atol=0)
+
+
+def test_few_channels_are_cut_into_more_than_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+    more = mic._of_more_runs
+    monkeypatch.setattr(mic, "_of_more_runs", lambda total, most: cut.append(len(total)) or more(total, most))
+    features = torch.randn(14, 11, 150, generator=torch.Generator().manual_seed(0))
+    features[..., 3] += 20 * torch.arange(11) + 20 * torch.arange(14)[:, None]
+    largest_coefficients(features)
+    few, cut[:] = sum(cut), []
+    information_coefficients(features)
+    assert 0 < few < sum(cut) / 3

@@ -20,7 +20,7 @@ from ...offline.run import unique
 from ...projection import RANK, Moments, PositionProjection, places
 from ..estimates import Estimate, mean_over
 from ..leakage import LinearPlaces, NearestPlaces, errors_of, mean_r2, r2_over
-from ..mic import information_coefficients
+from ..mic import largest_coefficients
 from ..planting import artifact_left, distance_to_truth, plant
 from ..report import Measure, Report
 from ..rows import PLAIN, PROJECTION, Maps, Rows
@@ -231,7 +231,7 @@ class _Judge:
                 values={OUTLIERS.name: float((norms > OUTLIER * norms.median()).float().mean())},
             )
             if number < self.mic_below:
-                found[name].values[MIC.name] = float(information_coefficients(fmap).amax(dim=0).mean())
+                found[name].values[MIC.name] = float(largest_coefficients(fmap).mean())
         return _Photo(path, found)
 
     def compare(self, photo: _Photo, before: Maps, planted: Maps) -> None:

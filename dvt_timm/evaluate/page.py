@@ -6,6 +6,8 @@ import base64
 import html
 import io
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +73,7 @@ def _table(markdown: str) -> str:
 def _extremes(report: Report) -> list[str]:
     """Show the images that gain most and lose most by the first measure that images have, for every row."""
     measure = next((m for m in report.measures if m.name in report.each), report.measures[0])
-    each = report.each.get(measure.name, {})
+    each, labels = report.each.get(measure.name, {}), _labels(report.names)
     parts = []
     for row, values in each.items():
         if row == PLAIN or len(values) < 2:
@@ -86,14 +88,20 @@ def _extremes(report: Report) -> list[str]:
             ("loses most", [i for i in order[::-1] if gains[i] < 0][:MOST]),
         ):
             if chosen:
-                shown = "".join(_thumbnail(report.names[i], gains[i], measure) for i in chosen)
+                shown = "".join(_thumbnail(report.names[i], labels[i], gains[i], measure) for i in chosen)
                 parts += [f"<h2>{html.escape(row)}: what {title} in {html.escape(measure.name)}</h2>", shown]
     return parts
 
 
-def _thumbnail(name: str, gain: float, measure: Measure) -> str:
-    """Show an image, or its name where it is no file any more."""
-    caption = f"{html.escape(Path(name).name)}: {measure.number(gain, sign=True)}"
+def _labels(names: Sequence[str]) -> list[str]:
+    """Name files without their folders, or with one where others have the same name, as the first frames of videos."""
+    count = Counter(Path(name).name for name in names)
+    return ["/".join(Path(name).parts[-2 if count[Path(name).name] > 1 else -1 :]) for name in names]
+
+
+def _thumbnail(name: str, label: str, gain: float, measure: Measure) -> str:
+    """Show an image, or its name alone where it is no file any more."""
+    caption = f"{html.escape(label)}: {measure.number(gain, sign=True)}"
     try:
         picture = read_image(Path(name))
     except ImageError:

@@ -45,7 +45,8 @@ class Measure:
         if math.isnan(value):
             return "-"
         scale, digits = (100, 1) if self.unit else (1, 3)
-        return f"{value * scale:{'+' if sign else ''}.{digits}f}"
+        rounded = round(value * scale, digits) + 0.0  # -0.0 is 0.0
+        return f"{rounded:{'+' if sign else ''}.{digits}f}"
 
 
 @dataclass(frozen=True, eq=False)

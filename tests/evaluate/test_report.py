@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,16 @@ def test_what_is_written(tmp_path: Path) -> None:
     tags = Tags()
     tags.feed(page)
     assert [source for source in tags.sources if not source.startswith("data:")] == ["explore.html"]
+
+
+def test_first_frames_of_videos_are_told_apart(tmp_path: Path) -> None:
+    found = report([0.1, 0.2, 0.3], [0.2, 0.1, 0.5], names=["a/dog/0.jpg", "a/cat/0.jpg", "a/cat/1.jpg"])
+    found.save(tmp_path)
+    captions = re.findall("<figcaption>(.*?)</figcaption>", (tmp_path / "report.html").read_text())
+    assert captions == ["1.jpg: +20.0", "dog/0.jpg: +10.0", "cat/0.jpg: -10.0"]
+
+
+def test_figures_that_are_rounded_to_0_have_no_minus() -> None:
+    measure = Measure("mIoU", "higher", "%")
+    assert [measure.number(value) for value in (-0.0004, 0.0004, -0.001)] == ["0.0", "0.0", "-0.1"]
+    assert [measure.number(value, sign=True) for value in (-0.0004, 0.001)] == ["+0.0", "+0.1"]

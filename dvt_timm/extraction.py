@@ -96,6 +96,7 @@ def extract(
         An iterator of `Extracted`.
 
     Raises:
+        NotADirectoryError: if `images` is a path, and no folder is there.
         ImageError: where an image comes that cannot be read, is too elongated or too large, does not fit in memory, or
             whose features are not finite, and `on_error` is "raise".
         TypeError: if the model has no patch tokens, or one of `images` is neither an image nor a path.
@@ -106,9 +107,17 @@ def extract(
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise ValueError(f'on_error must be "raise", "skip" or a function of the error, got {on_error!r}')
     extractor = _Extractor(model, size, layers, torch.float16 if half else torch.float32, autocast)
-    photos = [*images_in(Path(images))] if isinstance(images, str | os.PathLike) else images
+    if threads is not None and (not isinstance(threads, int) or threads < 0):
+        raise ValueError(f"threads must be a whole number, at least 0, or None, got {threads!r}")
+    photos = _in_folder(Path(images)) if isinstance(images, str | os.PathLike) else images
     reads = made_ahead(extractor.read, enumerate(photos), threads, most=batch_size)
     return _given(_in_order(extractor, reads, batch_size), on_error)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; pass [path] for one image")
+    return images_in(folder)
 
 
 @dataclass(frozen=True)

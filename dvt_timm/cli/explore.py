@@ -25,7 +25,11 @@ def add(commands: Commands) -> None:
     add_model_arguments(parser)
     parser.add_argument("--denoiser", metavar="HEAD", help="a head for the model: folder, file or hf-hub:user/repo")
     parser.add_argument(
-        "--out", type=Path, default=Path("explore.html"), metavar="PAGE", help="file to write (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("explore.html"),
+        metavar="PAGE",
+        help=".html file to write (default: %(default)s)",
     )
     parser.add_argument(
         "--size",
@@ -57,6 +61,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError(f"a page takes at most {LIMIT} photos, got --limit {arguments.limit}; make several pages")
     if arguments.out.is_dir():
         raise CommandError(f"{arguments.out} is a folder, and a page is a file; choose another --out")
+    if arguments.out.suffix.lower() != ".html":  # a photo that is named by mistake, say, would be replaced
+        raise CommandError(f"{arguments.out}: a page is an .html file; choose another --out")
 
 
 def run(arguments: argparse.Namespace) -> int:

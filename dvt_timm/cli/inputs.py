@@ -134,13 +134,13 @@ def _report(message: str) -> None:
 
 def _no_images(given: list[Path], missing: list[Path]) -> CommandError:
     """Make the error of a command line that names no image."""
-    listed = [path for path in missing if path not in given]
     where = ", ".join(str(path) for path in given)
+    listed = [path for path in missing if path not in given]
+    remedy = "give JPEG, PNG or WebP files, or folders that hold some"
     if listed:
-        return CommandError(
-            f"no image in {where}: {listed[0]} not found; a list is in UTF-8, its paths are relative to its folder"
-        )
-    return CommandError(f"no image in {where}; give JPEG, PNG or WebP files, or folders that hold some")
+        remedy = "a list is in UTF-8, its paths are relative to its folder"
+    found = "".join(f": {path} not found" for path in [*listed, *missing][:1])
+    return CommandError(f"no image in {where}{found}; {remedy}")
 
 
 def _listed(path: Path) -> list[Path]:

@@ -75,6 +75,7 @@ def test_what_stops_it_is_one_line(explore: Callable[..., int], capsys: Any) -> 
         (["nothing", *SMALL], "no image in nothing"),
         (["photos", "--model", TINY], "the model has no denoiser"),
         (["photos", *SMALL, "--out", "photos"], "photos is a folder, and a page is a file; choose another --out"),
+        (["photos", *SMALL, "--out", "photos/0.png"], "photos/0.png: a page is an .html file; choose another --out"),
         (["photos", *SMALL, "--limit", "201"], "a page takes at most 200 photos, got --limit 201; make several pages"),
         (["photos", *SMALL, "--components", "31"], "components must be 32..64, got 31"),
         (["photos", "--model", TINY, "--denoiser", "gone"], "cannot load --denoiser gone: "),

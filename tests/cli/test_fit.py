@@ -150,7 +150,7 @@ def test_a_folder_of_other_things_is_refused(
 def test_what_stops_it_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos(tmp_path / "photos", 1)
     for arguments, message in (
-        (["nothing"], "no image in nothing; give JPEG, PNG or WebP files"),
+        (["nothing"], "no image in nothing: nothing not found; give JPEG, PNG or WebP files"),
         (["photos", "--layer", "12"], "layer must be -12..11 (the model has 12 blocks), got 12"),
         (["photos", "--density", "99"], "density must be 0.5..16 nodes per patch, got 99.0"),
         (["photos", "--size", "20"], "size must be at least two patches, 28 pixels, got 20"),

@@ -80,7 +80,9 @@ def test_out_that_is_the_image_folder(tmp_path: Path, capsys: Any) -> None:
 def test_nothing_to_read(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert "no image in" in error_of(capsys, "features", str(tmp_path), "--out", str(out))
-    assert "no image in" in error_of(capsys, "features", str(tmp_path / "missing.jpg"), "--out", str(out))
+    assert "missing.jpg not found; give JPEG, " in error_of(
+        capsys, "features", str(tmp_path / "missing.jpg"), "--out", str(out)
+    )
     assert not out.exists()
 
 

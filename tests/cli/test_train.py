@@ -118,7 +118,7 @@ def test_what_stops_it_is_one_line(
         ([*train, "--store", "store", "--layer", "3", "--field-steps", "9"], "--layer, --field-steps would not matter"),
         ([*train, "--store", "store", "--view-pairs", "3"], "--view-pairs would not matter"),
         ([*train, "--online", "photos"], "--online needs --base"),
-        ([*train, "--online", "gone.png", "--base", TINY], "no image in gone.png; give JPEG, PNG or WebP files"),
+        ([*train, "--online", "gone.png", "--base", TINY], "gone.png not found; give JPEG, PNG or WebP files"),
         ([*train, "--online", "nothing", "--base", TINY], "no image in nothing"),
         ([*train, "--online", "photos", "--base", TINY, "--views", "1", "--layer", "99"], "layer must be"),
         ([*train, "--online", "photos", "--base", TINY, *FEW, "--lr", "-1"], "lr must be positive"),

@@ -99,11 +99,18 @@ def extract(
         NotADirectoryError: if `images` is a path, and no folder is there.
         ImageError: where an image comes that cannot be read, is too elongated or too large, does not fit in memory, or
             whose features are not finite, and `on_error` is "raise".
-        TypeError: if the model has no patch tokens, or one of `images` is neither an image nor a path.
+        TypeError: if the model has no patch tokens, an argument is of another type, or one of `images` is neither an
+            image nor a path.
         ValueError: if an argument is out of range, or images of the size do not fit the model.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
+    if isinstance(images, Image.Image):
+        raise TypeError("images must be several, got one image; pass [image]")
+    if isinstance(layers, int):
+        raise TypeError(f"layers must be several numbers of blocks, got {layers!r}; pass [{layers!r}]")
+    if not (autocast is None or isinstance(autocast, torch.dtype)):
+        raise TypeError(f"autocast must be a torch.dtype, torch.bfloat16 say, or None, got {autocast!r}")
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise ValueError(f'on_error must be "raise", "skip" or a function of the error, got {on_error!r}')
     extractor = _Extractor(model, size, layers, torch.float16 if half else torch.float32, autocast)

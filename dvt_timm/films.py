@@ -32,7 +32,7 @@ class Film:
     """What became of a film."""
 
     frames: int
-    raw_locked: float  # of the raw features, the share that is locked to the frames (`viz.LockedShare`)
+    raw_locked: float  # of the raw features, the share that is locked to the frames (`viz.LockedShare`); NaN of one
     denoised_locked: float  # of the denoised ones
 
 
@@ -129,6 +129,8 @@ def _maps(model: Any, preprocessing: Preprocessing, frame: Image.Image) -> tuple
 
 
 def _labels(done: Film) -> list[str]:
+    if done.frames == 1:
+        return ["frame", "raw", "denoised", "removed"]
     shares = (f"{100 * share:.3g} % locked to the frame" for share in (done.raw_locked, done.denoised_locked))
     raw, denoised = shares
     return ["frame", f"raw: {raw}", f"denoised: {denoised}", "removed"]

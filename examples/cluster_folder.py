@@ -18,7 +18,7 @@ from dvt_timm import viz
 
 folder, number, out = [*sys.argv[1:], *["6", "clusters"][max(len(sys.argv) - 2, 0) :]]
 model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True).eval()
-photos = list(dvt_timm.extract(model, folder, size=224))
+photos = list(dvt_timm.extract(model, folder, size=224, on_error="skip"))
 labels = viz.kmeans_labels([photo.denoised for photo in photos], int(number))
 colors = np.random.default_rng(0).integers(0, 255, size=(int(number), 3))
 

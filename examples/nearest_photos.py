@@ -17,7 +17,8 @@ import dvt_timm
 
 folder, size = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 224
 model = timm.create_model("vit_small_patch14_dinov2.dvt_demo", pretrained=True).eval()
-photos = {each.path: each.denoised.flatten(0, 1) for each in dvt_timm.extract(model, folder, size=size, half=True)}
+found = dvt_timm.extract(model, folder, size=size, half=True, on_error="skip")
+photos = {each.path: each.denoised.flatten(0, 1) for each in found}
 mean = torch.cat(list(photos.values())).float().mean(dim=0)
 patches = {path: normalize(fmap.float() - mean, dim=1) for path, fmap in photos.items()}  # [h * w, C] each
 

@@ -228,6 +228,8 @@ def test_memory_that_is_short_while_reading(monkeypatch: pytest.MonkeyPatch) -> 
         ({"layers": [6]}, ValueError, r"layers must be -6..5 \(the model has 6 blocks\), got 6"),
         ({"layers": [True]}, ValueError, "got True"),
         ({"layers": [5, -1]}, ValueError, "layers must be different blocks"),
+        ({"layers": 5}, TypeError, r"layers must be several numbers of blocks, got 5; pass \[5\]"),
+        ({"autocast": "bfloat16"}, TypeError, "autocast must be a torch.dtype"),
         ({"batch_size": 0}, ValueError, "batch_size must be a whole number, at least 1, got 0"),
         ({"threads": -1}, ValueError, "threads must be a whole number, at least 0, or None, got -1"),
         ({"on_error": "ignore"}, ValueError, 'on_error must be "raise", "skip" or a function'),
@@ -241,6 +243,8 @@ def test_arguments_are_checked_at_once(options: dict[str, Any], error: type[Exce
 def test_what_is_no_model_and_no_image() -> None:
     with pytest.raises(TypeError, match="extract takes a timm VisionTransformer or Eva, got Linear"):
         dvt_timm.extract(torch.nn.Linear(1, 1), [])
+    with pytest.raises(TypeError, match=r"images must be several, got one image; pass \[image\]"):
+        dvt_timm.extract(tiny(), Image.new("RGB", (32, 32)))
     with pytest.raises(NotADirectoryError, match=r"photo.jpg is no folder; pass \[path\] for one image"):
         dvt_timm.extract(tiny(), "photo.jpg")
     with pytest.raises(TypeError, match="an image is a PIL image or the path of one, got Tensor"):

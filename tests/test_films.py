@@ -182,5 +182,6 @@ def test_what_is_missing_is_told_before_the_work(pan: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="PyAV"):
         dvt_timm.film(model, pan, tmp_path / "film.mp4")
-    with pytest.raises(FileNotFoundError):
-        dvt_timm.film(model, pan, tmp_path / "no" / "film.gif")
+    for out in ("film.gif", "frames"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*no; make it first"):
+            dvt_timm.film(model, pan, tmp_path / "no" / out)

@@ -139,6 +139,7 @@ def film_writer(out: Path, fps: Fraction) -> AbstractContextManager[Write]:
     Raises:
         ValueError: if the suffix is another one.
         FileExistsError: if there is something at `out`.
+        FileNotFoundError: if the folder that it is to lie in is not there.
         ImportError: if it is a clip and PyAV is not installed.
         OSError: from the context, if it cannot be written.
     """
@@ -149,6 +150,8 @@ def film_writer(out: Path, fps: Fraction) -> AbstractContextManager[Write]:
         )
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists; remove it, or choose another name")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent}; make it first")
     if suffix in CONTAINERS:
         _av()
         return _clip_writer(out, CONTAINERS[suffix], fps)
@@ -200,7 +203,6 @@ def _gif_writer(out: Path, fps: Fraction) -> Iterator[Write]:
 
 @contextmanager
 def _folder_writer(out: Path) -> Iterator[Write]:
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{secrets.token_hex(4)}.{out.name}")
     scratch.mkdir()
     try:

@@ -58,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(f"cannot write {arguments.out}: {error}") from error
     print(arguments.out)
+    if done.frames == 1:
+        print("what is locked to the frame shows from two frames on, and there is one")
+        return 0
     raw, denoised = (f"{100 * share:.3g} %" for share in (done.raw_locked, done.denoised_locked))
     print(f"locked to the frame, over {done.frames} frames: {raw} of the grain of raw features, {denoised} denoised")
     return 0

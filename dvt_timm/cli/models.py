@@ -62,6 +62,8 @@ def usable(device: str | None) -> str:
 
 def _check_architecture(name: str) -> None:
     arch = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(arch):
+        raise CommandError(f"timm has no model {name}; `dvt-timm list` names those of this package")
     if timm.is_model(arch) and not takes_denoiser(arch):
         raise CommandError(
             f"{name} is no timm VisionTransformer or Eva, the classes that take a head by name; in Python, "

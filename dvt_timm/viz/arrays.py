@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -31,6 +32,8 @@ def as_map(features: FeatureMap) -> Floats:
     Raises:
         ValueError: if the map has another shape, is empty or is not finite.
     """
+    if features is None:
+        raise ValueError("a feature map is missing, got None; a model without a denoiser has no denoised one")
     values = features.detach().cpu().double().numpy() if isinstance(features, Tensor) else features
     array: Floats = np.asarray(values, dtype=np.float64)
     if array.size == 0 or not (array.ndim == 3 or (array.ndim == 4 and len(array) == 1)):
@@ -73,6 +76,8 @@ def as_image(image: ImageLike) -> Pixels:
     Raises:
         ValueError: if it has another shape or type, or is empty.
     """
+    if isinstance(image, str | os.PathLike):
+        raise ValueError(f"image must be an image, got the path {os.fspath(image)!r}; open it with PIL.Image.open")
     pixels: Any = image.convert("RGB") if isinstance(image, Image.Image) else image
     pixels = pixels.cpu() if isinstance(pixels, Tensor) else np.asarray(pixels)
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")

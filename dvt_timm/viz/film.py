@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,15 +50,17 @@ class LockedShare:
 
     @property
     def share(self) -> float:
-        """In [0, 1]: 1 for a single frame, 0 where chance takes it below, or if no patches differ.
+        """In [0, 1], 0 where chance takes it below, or if no patches differ; NaN for a single frame.
 
         Raises:
             ValueError: if other than `num_frames` maps were added.
         """
         if self._sums is None or self._count != self._num_frames:
             raise ValueError(f"{self._num_frames} maps were to be added, {self._count} were")
-        if self._count == 1 or not self._power:
-            return float(self._power > 0)
+        if self._count == 1:
+            return math.nan
+        if not self._power:
+            return 0.0
         halves = (self._count + 1) // 2, self._count // 2
         common = float(self._sums[0] @ self._sums[1]) / (halves[0] * halves[1])
         return min(1.0, max(0.0, common * self._count / self._power))

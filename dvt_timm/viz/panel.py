@@ -19,6 +19,7 @@ from .canvas import (
     mark,
     new_canvas,
     paste,
+    shortened,
     text_width,
     with_caption,
     write,
@@ -104,6 +105,7 @@ def draw_panel(
     Returns:
         [height, width, 3] uint8 RGB.
     """
+    rows = [shortened(row, TILE, TITLE) for row in rows]
     layout = _lay_out(image.shape[:2], rows, columns)
     canvas = new_canvas(layout.size)
     _draw_input(canvas, layout, image, patch)

@@ -79,7 +79,7 @@ def test_what_stops_it_is_one_line(explore: Callable[..., int], capsys: Any) -> 
         (["photos", *SMALL, "--limit", "201"], "a page takes at most 200 photos, got --limit 201; make several pages"),
         (["photos", *SMALL, "--components", "31"], "components must be 32..64, got 31"),
         (["photos", "--model", TINY, "--denoiser", "gone"], "cannot load --denoiser gone: "),
-        (["photos", "--model", "no_such_model"], "cannot build no_such_model"),
+        (["photos", "--model", "no_such_model"], "timm has no model no_such_model"),
     ):
         assert message in error_of(capsys, "explore", *arguments)
     assert not Path("explore.html").exists()

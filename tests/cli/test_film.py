@@ -45,6 +45,14 @@ def test_a_film(frames: Path, capsys: Any, options: list[str]) -> None:
     assert film.fps == (5 if options else 10)
 
 
+def test_a_film_of_one_frame_has_no_share(frames: Path, tiny: None, capsys: Any) -> None:
+    assert cli.main(["film", "frames", "--out", "out", "--size", "28", "--every", "9"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[1]
+        == "what is locked to the frame shows from two frames on, and there is one"
+    )
+
+
 def test_a_clip_to_a_clip(frames: Path, tiny: None) -> None:
     pytest.importorskip("av")
     assert cli.main(["film", "frames", "--out", "first.mp4", "--size", "28", "--fps", "12"]) == 0
@@ -60,7 +68,7 @@ def test_errors_are_one_line(frames: Path, tiny: None, capsys: Any) -> None:
     assert error_of(capsys, *command, "there.gif") == (
         "dvt-timm: error: there.gif exists; remove it, or choose another name"
     )
-    assert "cannot write no/out.gif: " in error_of(capsys, *command, "no/out.gif")
+    assert "cannot write no/out.gif: there is no folder no; make it first" in error_of(capsys, *command, "no/out.gif")
     assert "a film is .mp4" in error_of(capsys, *command, "out.txt")
     assert "none.mp4: not found" in error_of(capsys, "film", "none.mp4", "--out", "out.gif")
     picture(30, 30).save(frames / "3.png")

@@ -26,7 +26,7 @@ DEMO_HEAD = manifest.weights_path("demo/head.safetensors")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "no_such_model"], "Unknown model"),
+        (["--model", "no_such_model"], "timm has no model no_such_model; `dvt-timm list` names those of this package"),
         (["--model", "vit_small_patch14_dinov2.dvt_nope"], "no variant vit_small_patch14_dinov2.dvt_nope"),
         (["--model", "vit_giant_patch14_dinov2.dvt"], "no published weights"),
         (["--model", "resnet18"], "resnet18 is no timm VisionTransformer or Eva"),

@@ -143,3 +143,10 @@ def test_every_function_refuses_bad_maps() -> None:
         viz.kmeans_labels([noise(4, 6, 8)], num_clusters=25)
     with pytest.raises(ValueError, match="outside"):
         viz.similarity(noise(4, 6, 8), (1, 6))
+
+
+def test_paths_and_missing_maps_are_told() -> None:
+    with pytest.raises(ValueError, match=r"image must be an image, got the path 'cat.jpg'; open it with PIL"):
+        viz.feature_panel("cat.jpg", {"raw": noise(4, 6, 8)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a feature map is missing, got None; a model without a denoiser has no"):
+        viz.feature_panel(IMAGE, {"denoised": None})  # type: ignore[dict-item]

@@ -107,3 +107,9 @@ def test_a_caption_stands_below_all_and_wraps() -> None:
         assert (panel[bare.shape[0] - 5 :] < 200).any()
         border = np.concatenate([panel[:8].ravel(), panel[-8:].ravel(), panel[:, :8].ravel(), panel[:, -8:].ravel()])
         assert (border == 255).all()
+
+
+def test_long_names_of_rows_are_cut() -> None:
+    image, column = np.zeros((40, 60, 3), np.uint8), Column("x", [np.zeros((4, 6, 3), np.uint8)])
+    long, short = (draw_panel(image, [name], [column]).shape for name in ("features" * 40, "features" * 4))
+    assert long[0] <= short[0] + 40

@@ -8,6 +8,7 @@ from typing import Any
 
 from ._version import __version__
 from .head import DenoiserHead, Head
+from .hub.client import is_source
 from .names import name_of
 from .positions import PositionViews
 
@@ -42,9 +43,9 @@ def _head_line(head: Head | None) -> str:
     if head.source is None:
         return f"{kind} without a source"
     sha256 = f", sha256 {head.source.sha256[:DIGITS]}" if head.source.sha256 else ""
-    return f"{kind}: {_short(head.source.place)}{sha256}"
+    return f"{kind}: {short_place(head.source.place)}{sha256}"
 
 
-def _short(place: str) -> str:
+def short_place(place: str) -> str:
     """Name a repository as it is, a file or folder by the end of its path: a picture is shown to others."""
-    return place if place.startswith("hf-hub:") else "/".join(Path(place).parts[-2:])
+    return place if is_source(place) else "/".join(Path(place).parts[-2:])

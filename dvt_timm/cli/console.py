@@ -134,6 +134,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: the GPU if there is one)")
 
 
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Add --size, of images that keep their shapes."""
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="N",
+        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
+    )
+
+
 def add_large_images(parser: argparse.ArgumentParser) -> None:
     """Add --large-images, which `reading` obeys."""
     parser.add_argument(

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
+from .console import (
+    CommandError,
+    Commands,
+    add_large_images,
+    add_model_arguments,
+    add_size,
+    positive,
+    quiet_hub,
+    report,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--rank", type=positive, default=32, metavar="N", help="dimensions to take away (default: %(default)s)"
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        metavar="N",
-        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
-    )
+    add_size(parser)
     add_large_images(parser)
     parser.set_defaults(run=run)
 

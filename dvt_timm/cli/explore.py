@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report
+from .console import (
+    CommandError,
+    Commands,
+    add_large_images,
+    add_model_arguments,
+    add_size,
+    positive,
+    quiet_hub,
+    report,
+)
 
 LIMIT = 200  # photos: what a page takes
 
@@ -31,12 +40,7 @@ def add(commands: Commands) -> None:
         metavar="PAGE",
         help=".html file to write (default: %(default)s)",
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        metavar="N",
-        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
-    )
+    add_size(parser)
     parser.add_argument(
         "--limit",
         type=positive,

@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import CommandError, Commands, add_large_images, add_model_arguments, positive, quiet_hub, report, whole
+from .console import (
+    CommandError,
+    Commands,
+    add_large_images,
+    add_model_arguments,
+    add_size,
+    positive,
+    quiet_hub,
+    report,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .._util.team import Team
@@ -43,12 +53,7 @@ def add(commands: Commands) -> None:
         metavar="DIR",
         help="folder to write to (default: %(default)s)",
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        metavar="N",
-        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
-    )
+    add_size(parser)
     parser.add_argument(
         "--positions",
         type=positive,

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .console import CommandError, Commands, add_large_images, add_model_arguments, finite, positive, quiet_hub
+from .console import (
+    CommandError,
+    Commands,
+    add_large_images,
+    add_model_arguments,
+    add_size,
+    finite,
+    positive,
+    quiet_hub,
+)
 
 
 def add(commands: Commands) -> None:
@@ -26,12 +35,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help=".mp4, .m4v, .mov, .mkv or .gif, or a folder for PNG frames; it must not exist",
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        metavar="N",
-        help="pixels of the shorter side, rounded to whole patches (default: the model's)",
-    )
+    add_size(parser)
     parser.add_argument(
         "--positions", type=positive, metavar="K", help="denoise without a head: means over K views, in K + 1 passes"
     )

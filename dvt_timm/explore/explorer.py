@@ -19,9 +19,9 @@ from .._util.files import write_text
 from .._util.images import ImageError, as_image, check_aspect, preprocessing_of, printable
 from .._util.modules import uncompiled
 from .._version import __version__
+from ..caption import short_place
 from ..evaluate.rows import PLAIN, Rows
 from ..features import check_patches, feature_maps
-from ..hub.client import is_source
 from ..names import name_of
 from ..positions import PositionViews
 from ..viz.arrays import Floats, as_map
@@ -254,11 +254,6 @@ def _check_count(count: int) -> None:
         raise ValueError(f"a page takes 1..{MOST_PHOTOS} images, got {count}; choose some of them")
 
 
-def _short(place: str) -> str:
-    """Name where a head lies by the end of its path: a page may be shown to others."""
-    return place if is_source(place) else "/".join(Path(place).parts[-2:])
-
-
 def _check_size(model: Any, size: int, count: int) -> None:
     """Raise ValueError if so many images of that size would make a page that no browser likes."""
     rows, columns = model.patch_embed.dynamic_feat_size((size, size))
@@ -274,7 +269,7 @@ def _facts(model: Any, size: int | None) -> dict[str, str]:
     if isinstance(denoiser, PositionViews):
         head = f"means over {denoiser.config['positions']} views of positions"
     else:
-        head = "of no known source" if denoiser.source is None else _short(denoiser.source.place)
+        head = "of no known source" if denoiser.source is None else short_place(denoiser.source.place)
     patch = " x ".join(map(str, dict.fromkeys(preprocessing.patch_size)))
     return {
         "model": name_of(model),

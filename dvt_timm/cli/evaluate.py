@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..head import Head
 
 MAPS = "maps"  # folder of the cache, within that of the report
+EXPLORER = "explore.html"  # a page, there too
 PROJECTION_PHOTOS = 100
 MOST_EXPLORED = 200  # images: what a page takes
 GIGABYTE = 1 << 30
@@ -154,14 +155,13 @@ def run(arguments: argparse.Namespace) -> int:
             folder = arguments.out if len(sizes) == 1 else arguments.out / str(size)
             if arguments.explore:
                 _explore(rows, data if task.images is None else task.images(data), folder, arguments.explore)
-            _tell(found, folder)
+            _tell(found, folder, EXPLORER if arguments.explore else None)
             skipped += len(found.skipped)
     return 1 if skipped else 0
 
 
 def _explore(rows: Rows, images: Sequence[Path], folder: Path, count: int) -> None:
-    """Make the page of some of the images; the report links to it."""
-    from ..evaluate.report import EXPLORER
+    """Make the page of some of the images, which the report links to."""
     from ..evaluate.tasks.correspondence import spread_over
     from ..explore import explore_rows
 
@@ -171,9 +171,9 @@ def _explore(rows: Rows, images: Sequence[Path], folder: Path, count: int) -> No
     page.save(folder / EXPLORER)
 
 
-def _tell(found: Report, folder: Path) -> None:
+def _tell(found: Report, folder: Path, explorer: str | None) -> None:
     """Write the report, and print what it says."""
-    found.save(folder)
+    found.save(folder, explorer=explorer)
     for name, reason in found.skipped.items():
         report(f"skipped {name}: {reason}")
     print(f"{found.table()}\n")

@@ -20,7 +20,6 @@ from .._version import __version__
 from .estimates import Estimate
 from .rows import PLAIN
 
-EXPLORER = "explore.html"  # the page of `dvt_timm.explore` in a report's folder
 NORMAL = 1.96  # standard errors that half a 95 % interval takes
 POWER = 0.84  # standard errors more, to find a difference in four of five cases
 FEWEST = 8  # of fewer the bootstrap's intervals are too narrow
@@ -189,10 +188,12 @@ class Report:
             "skipped": dict(self.skipped),
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, explorer: str | None = None) -> None:
         """Write report.json, report.md, report.html and a PNG of each plot to a folder.
 
-        The HTML links to `explore.html`, if that is there.
+        Args:
+            folder: made where it does not exist.
+            explorer: address of a page of `dvt_timm.explore`, relative to the folder, that the HTML links to.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -206,7 +207,6 @@ class Report:
             with replacing(folder / f"{name}.png") as path:
                 figure.savefig(path, format="png", dpi=150, metadata=dict([OURS]))
         write_json(folder / "report.json", self.as_json())
-        explorer = EXPLORER if (folder / EXPLORER).is_file() else None
         for name, text in (("report.md", self.text()), ("report.html", page_of(self, explorer))):
             write_text(folder / name, text)
 

@@ -104,6 +104,8 @@ def test_a_page_to_explore(command: Callable[..., int], capsys: pytest.CaptureFi
     assert '<a href="explore.html">' in Path("report/report.html").read_text()
     assert [photo["name"] for photo in explored("report")["photos"]] == ["0.png", "2.png", "5.png"]
     assert dict(explored("report")["facts"])["head"] == "head"
+    assert command(*evaluate, "--denoiser", "head") == 0
+    assert "explore.html" not in Path("report/report.html").read_text()  # it is of another command
     capsys.readouterr()
     assert command(*evaluate, "--explore", "3") == 2
     assert "--explore shows a row beside the plain one, and there is none" in capsys.readouterr().err

@@ -152,8 +152,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert "<i>" not in page
     assert "gone.png: +10.0" in page
     assert "explore.html" not in page
-    (tmp_path / "report/explore.html").touch()
+    (tmp_path / "report/explore.html").touch()  # an earlier command's
     found.save(tmp_path / "report")
+    assert "explore.html" not in (tmp_path / "report/report.html").read_text()
+    found.save(tmp_path / "report", explorer="explore.html")
     page = (tmp_path / "report/report.html").read_text()
     tags = Tags()
     tags.feed(page)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..evaluate.rows import Rows
     from ..head import Head
 
+REPORT = "report.json"  # which `Report.save` writes
 MAPS = "maps"  # folder of the cache, within that of the report
 EXPLORER = "explore.html"  # a page, there too
 PROJECTION_PHOTOS = 100
@@ -55,7 +56,7 @@ def add(commands: Commands) -> None:
         _add_numbers(sub, task)
         task.options(sub)
         add_large_images(sub)
-        sub.set_defaults(run=run, check=_check, task=task)
+        sub.set_defaults(run=run, check=_check, task=task, task_name=name)
 
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +129,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError("the paper's probes have sizes of their own; --size is the projection's alone, give one")
     if arguments.explore > MOST_EXPLORED:
         raise CommandError(f"a page takes at most {MOST_EXPLORED} images, got --explore {arguments.explore}")
+    title = ", ".join(filter(None, (arguments.task_name, getattr(arguments, "protocol", None))))
+    for folder in _folders(arguments).values():
+        _check_folder(folder, title)
+
+
+def _folders(arguments: argparse.Namespace) -> dict[int | None, Path]:
+    """Say where the report of each size goes."""
+    sizes = arguments.size or [arguments.task.size]
+    return {size: arguments.out if len(sizes) == 1 else arguments.out / str(size) for size in sizes}
+
+
+def _check_folder(folder: Path, title: str) -> None:
+    """Raise CommandError if a folder holds the report of another task."""
+    from .._util.files import read_json
+
+    path = folder / REPORT
+    if path.is_file() and (found := read_json(path).get("task")) != title:
+        raise CommandError(f"{folder} holds a report of {found}; give another folder by --out, or delete it")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -142,9 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
         warnings.simplefilter("ignore")  # the first process gives them
     task: Task = arguments.task
     data = task.open(arguments)
-    sizes = arguments.size or [task.size]
     skipped = 0
-    for size in sizes:
+    for size, folder in _folders(arguments).items():
         rows = _rows_of(arguments, size, team)
         if arguments.explore and not arguments.projection and len(rows.names) == 1:
             raise CommandError("--explore shows a row beside the plain one, and there is none; add --denoiser HEAD")
@@ -152,7 +170,6 @@ def run(arguments: argparse.Namespace) -> int:
             rows.add_projection(_some_of(task.images(data), team), arguments.projection)
         found: Report = task.run(rows, data, arguments)
         if team.rank == 0:
-            folder = arguments.out if len(sizes) == 1 else arguments.out / str(size)
             if arguments.explore:
                 _explore(rows, data if task.images is None else task.images(data), folder, arguments.explore)
             _tell(found, folder, EXPLORER if arguments.explore else None)

@@ -32,8 +32,10 @@ FIGURES_NOTE = (
 PAGE = """# Names
 
 Every name that `import dvt_timm` adds to timm, and the file behind it. Files are those of
-[`jjiaweiyang/DVT`](https://huggingface.co/jjiaweiyang/DVT), as its public users name them: a head, or a ViT with
-distilled weights, which needs no head at run time and has no classifier. Names of the same file share a row.
+[`jjiaweiyang/DVT`](https://huggingface.co/jjiaweiyang/DVT): a head, or a ViT with distilled weights, which needs no
+head at run time and has no classifier. Names of the same file share a row. Public code names five of the files; the
+other names follow the authors' tables of results and have not been seen. `dvt-timm weights check` looks, with a
+network.
 
 Figures are the authors' linear probes, from their release: VOC and ADE20k mIoU in percent, NYU RMSE in meters, raw base
 -> with these weights. They are published figures, not measured by this project.
@@ -43,7 +45,9 @@ Figures are the authors' linear probes, from their release: VOC and ADE20k mIoU 
 {rows}
 
 - A name without `_voc` or `_in1k` is the recommended head of that base.
-- `_distilled` names are plain timm models with distilled weights.
+- `_voc` and `_in1k` say on which images the head was trained, without labels: PASCAL VOC 2007 and 2012 but for its
+  validation images, or ImageNet-1k.
+- `_distilled` names are plain timm models, distilled on ImageNet-1k from such a head.
 - Names without a published head ("head of your own") build, for `denoiser=` and for training; their `pretrained=True`
   is an error that says so.
 {notes}
@@ -120,7 +124,7 @@ def _row(variant: Variant) -> Row:
     base, weights, figures = read_manifest()["bases"][variant.base], variant.weights, variant.figures or {}
     return {
         "name": variant.name,
-        "base": variant.base,
+        "base": variant.name if variant.backbone else variant.base,
         "license": base["license"],
         "distilled": variant.distilled,
         "head_mb": None if variant.distilled else head_megabytes(base["dim"], variant.grid_size),

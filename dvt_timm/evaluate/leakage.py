@@ -50,7 +50,7 @@ class LinearPlaces:
 
 @dataclass(frozen=True)
 class NearestPlaces:
-    """The mean place of the patches that are most alike: what a projection does not remove by construction."""
+    """The mean place of the patches that are most alike: what a projection is not fitted against."""
 
     features: Tensor  # [N, C], of length 1
     places: Tensor  # [N, 4]

@@ -80,7 +80,7 @@ def measure_planted(rows: Rows, arguments: argparse.Namespace) -> None:
     planted(
         rows.model,
         photos,
-        {row: rows.method(row) for row in arguments.rows},
+        {row: rows.method(row) for row in dict.fromkeys((*arguments.rows, RAW))},
         raw=rows.method(RAW),
         labels=[patch_labels(mask, grid, void=VOID) for mask in masks],
         num_train=arguments.train,

@@ -132,6 +132,20 @@ def test_a_broken_photo(command: Callable[..., int], capsys: pytest.CaptureFixtu
     assert report_of()["skipped"].keys() == {"photos/bad.jpg"}
 
 
+def test_a_report_of_another_task_is_not_replaced(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data").mkdir()
+    DATA["segmentation"](Path("data"))
+    numbers = [*SMALL, "--projection", "0"]
+    assert command("evaluate", "segmentation", "data", "--protocol", "knn", *numbers) == 0
+    for others in (["artifacts", "photos"], ["segmentation", "data", "--protocol", "patch"]):
+        assert command("evaluate", *others, *numbers) == 2
+        message = "report holds a report of segmentation, knn; give another folder by --out, or delete it"
+        assert message in capsys.readouterr().err
+    assert report_of()["task"] == "segmentation, knn"
+
+
 def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     dvt_timm.save_head(random_head(128), "wide", base="vit_small_patch14_dinov2.lvd142m")
     Path("empty").mkdir()

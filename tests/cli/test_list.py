@@ -46,7 +46,7 @@ def test_json(capsys: Any) -> None:
     assert len(demo.pop("sha256")) == 64
     assert demo == {
         "name": DEMO,
-        "base": "vit_small_patch14_dinov2.lvd142m",
+        "base": DEMO,
         "license": "apache-2.0",
         "distilled": False,
         "head_mb": 9.2,

@@ -9,13 +9,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ._util.errors import warn_caller
-from ._util.modules import uncompiled
+from ._util.modules import refuse_replaced, uncompiled
 from .averaged import AveragedEva, AveragedVisionTransformer
 from .cleaned import Cleaned, make_plain
 from .head import Head
 from .homes import Resident, home_of, move_out, settle, width_of
 from .models import DenoisedEva, DenoisedVisionTransformer
 from .positions import PositionViews, check_positions
+
+METHODS = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers", "_pos_embed")  # of timm
 
 
 def attach_head(model: Any, head: Head) -> Any:
@@ -30,6 +32,7 @@ def attach_head(model: Any, head: Head) -> Any:
             "and Eva themselves, of torch.hub's DINOv2 and DINOv3 and of some models of transformers; "
             + (_inside(model) or "with another feature extractor call DenoiserHead on its (B, H, W, C) map")
         )
+    refuse_replaced(model, METHODS)
     _check_head(head, model.embed_dim)
     _refuse_dropped_patches(model)
     if isinstance(model.norm, nn.Identity):
@@ -59,6 +62,7 @@ def attach_positions(model: Any, num_views: int) -> AveragedVisionTransformer | 
             f"cannot move the positions of a {type(model).__name__}: those of timm's VisionTransformer and Eva "
             "themselves can be moved; use a head, or dvt_timm.offline, with another model"
         )
+    refuse_replaced(model, METHODS)
     check_positions(model)
     _refuse_dropped_patches(model)
     if getattr(model.pos_drop, "p", 0) > 0:
@@ -83,6 +87,7 @@ def undenoise(model: Any) -> Any:
         return move_out(model)
     if not isinstance(model, Cleaned):
         raise TypeError(f"undenoise takes a denoised model, got {type(model).__name__}; it has no denoiser to take off")
+    refuse_replaced(model, METHODS)
     make_plain(model)
     return model
 

@@ -116,15 +116,9 @@ def extract(
     extractor = _Extractor(model, size, layers, torch.float16 if half else torch.float32, autocast)
     if threads is not None and (not isinstance(threads, int) or threads < 0):
         raise ValueError(f"threads must be a whole number, at least 0, or None, got {threads!r}")
-    photos = _in_folder(Path(images)) if isinstance(images, str | os.PathLike) else images
+    photos = images_in(images) if isinstance(images, str | os.PathLike) else images
     reads = made_ahead(extractor.read, enumerate(photos), threads, most=batch_size)
     return _given(_in_order(extractor, reads, batch_size), on_error)
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder; pass [path] for one image")
-    return images_in(folder)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from timm.layers import to_2tuple
 from torch import Tensor
 
 from ._util.errors import warn_caller
+from ._util.modules import refuse_replaced
 from .head import Head
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def settle(model: Any, head: Head) -> Any:
     Raises:
         TypeError: if a method that is to give denoised tokens was replaced on the instance.
     """
-    _refuse_patched(model)
+    _refuse_replaced(model)
     weight = _final_norm(model).weight
     model.__class__ = _class_of(_plain_class(model))
     model.denoiser = head.to(device=weight.device, dtype=weight.dtype).train(model.training)
@@ -245,7 +246,7 @@ def settle(model: Any, head: Head) -> Any:
 
 def move_out(model: Any) -> Any:
     """Take the head off a model of another home, in place; raise TypeError as `settle` does."""
-    _refuse_patched(model)
+    _refuse_replaced(model)
     del model.denoiser
     model.__class__ = model._plain
     return model
@@ -282,13 +283,9 @@ def _trunk(model: Any) -> Any:
     return getattr(model, "vision_model", model)
 
 
-def _refuse_patched(model: Any) -> None:
-    for name in ("forward", "forward_features", "get_intermediate_layers"):
-        if name in vars(model) and hasattr(_home(type(model)).kind, name):
-            raise TypeError(
-                f"the {name} of this {type(model).__name__} was replaced on the instance, as accelerate does for a "
-                "device_map of several devices; put the head on, or take it off, before that"
-            )
+def _refuse_replaced(model: Any) -> None:
+    methods = ("forward", "forward_features", "get_intermediate_layers")
+    refuse_replaced(model, [name for name in methods if hasattr(_home(type(model)).kind, name)])
 
 
 def _replaced(output: Any, new: dict[str, Any]) -> Any:

@@ -120,3 +120,18 @@ class TestDenoise:
     def test_no_head(self) -> None:
         with pytest.raises(TypeError, match="load_head"):
             denoise(create(FAMILIES[VIT]), torch.nn.Identity())
+
+
+@pytest.mark.parametrize("name", [VIT, EVA])
+@pytest.mark.parametrize("method", ["forward", "forward_features", "forward_intermediates"])
+def test_a_replaced_method_would_go_round_the_denoiser(name: str, method: str) -> None:
+    for denoiser in ({"head": random_head()}, {"positions": 2}):
+        model = create(FAMILIES[name], dynamic_img_size=True)
+        setattr(model, method, model.forward_features)
+        with pytest.raises(TypeError, match=rf"the {method} of this \w+ was replaced on the instance"):
+            denoise(model, **denoiser)
+        delattr(model, method)
+        denoise(model, **denoiser)
+        setattr(model, method, model.forward_features)
+        with pytest.raises(TypeError, match="was replaced on the instance"):
+            dvt_timm.undenoise(model)

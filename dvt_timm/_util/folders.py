@@ -60,9 +60,15 @@ def survey(folder: Path, apart: Path | None = None) -> Survey:
     return found
 
 
-def images_in(folder: Path) -> list[Path]:
-    """List the JPEG, PNG and WebP files in a folder and below it, in sorted order."""
-    return survey(folder).images
+def images_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the JPEG, PNG and WebP files in a folder and below it, in sorted order.
+
+    Raises:
+        NotADirectoryError: if it is no folder.
+    """
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{folder} is no folder; pass [path] for one image")
+    return survey(Path(folder)).images
 
 
 def _sort(path: Path, found: Survey) -> None:

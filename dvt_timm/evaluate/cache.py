@@ -15,7 +15,7 @@ MOST_BYTES = 20 << 30
 
 
 class MapCache:
-    """A folder of maps in half precision, up to a size; what is damaged is made again.
+    """A folder of maps in half precision, up to a size; what is damaged, or larger than that holds, is made again.
 
     Args:
         folder: made if it does not exist.
@@ -39,6 +39,8 @@ class MapCache:
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Keep tensors while there is room; give them as they would be read, so that a second run has the same."""
         halves = {name: value.half().contiguous().cpu() for name, value in tensors.items()}
+        if not all(bool(half.isfinite().all()) for half in halves.values()):
+            return dict(tensors)  # beyond half precision: made again each time
         if self._bytes < self.most_bytes:
             save_tensors(halves, self._file(key))
             self._bytes += self.writers * self._file(key).stat().st_size  # the others write as much

@@ -40,8 +40,8 @@ def plant(model: Any, kind: Kind = "plaid", strength: float = 3.0, seed: int = 0
         The model, whose position embedding is put back bit for bit at the end, after an error too.
 
     Raises:
-        ValueError: if the model has no absolute position embedding, the kind is none of these, or the strength is
-            not positive.
+        ValueError: if the model has no absolute position embedding, the kind is none of these or needs a larger grid,
+            or the strength is not positive.
     """
     inner = uncompiled(model)
     embedding = getattr(inner, "pos_embed", None)
@@ -52,7 +52,10 @@ def plant(model: Any, kind: Kind = "plaid", strength: float = 3.0, seed: int = 0
     num_prefix = 0 if inner.no_embed_class else inner.num_prefix_tokens
     patches = embedding.data[0, num_prefix:]  # [h * w, C], shares its memory with the embedding
     before = patches.clone()
-    artifact = planted_offsets(kind, inner.patch_embed.grid_size, patches.shape[1], seed)
+    h, w = inner.patch_embed.grid_size
+    if kind == "border" and min(h, w) < 3:
+        raise ValueError(f"a grid of {h} x {w} patches has no border to tell from the rest; plant another kind")
+    artifact = planted_offsets(kind, (h, w), patches.shape[1], seed)
     artifact = artifact * (strength * before.float().std(correction=0) / artifact.std(correction=0))
     with torch.no_grad():
         embedding[0, num_prefix:] += artifact.flatten(0, 1).to(embedding)

@@ -46,8 +46,10 @@ def fit_knn(train: Tensor, labels: Tensor, neighbors: int = NEIGHBORS, temperatu
         for queries in normalize(test.float(), dim=1).split(CHUNK):
             cosine, index = (queries @ keys.T).topk(min(neighbors, len(keys)), dim=1)
             weight = cosine if temperature is None else (cosine / temperature).softmax(dim=1)
-            tally = cosine.new_zeros(len(queries), num_labels)
-            votes.append(tally.scatter_add_(1, labels[index], weight).argmax(dim=1))
+            voted = torch.zeros(len(queries), num_labels, dtype=torch.bool, device=cosine.device)
+            voted.scatter_(1, labels[index], True)
+            tally = cosine.new_zeros(len(queries), num_labels).scatter_add_(1, labels[index], weight)
+            votes.append(tally.masked_fill_(~voted, -torch.inf).argmax(dim=1))  # cosines below 0 are votes, too
         return torch.cat(votes)
 
     return predict

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._util.images import preprocessing_of
-from .._util.modules import uncompiled
+from .._util.modules import architecture_of, uncompiled
 from .._util.team import Alone, Team
 from ..cleaned import as_plain, plain_intermediates
 from ..features import check_patches, feature_maps
@@ -97,6 +97,7 @@ class Rows:
     ) -> None:
         self.model = uncompiled(model)
         self.size = size or min(self.model.patch_embed.img_size)
+        self._squeezed = squeezed_size(self.model, size) if squeeze else None  # (H, W) of every image
         self.squeeze, self.layer, self.batch_size = squeeze, layer, batch_size
         self.autocast, self.cache, self.team = autocast, cache, team or Alone()
         self.notes: dict[str, Any] = {}  # more of the settings
@@ -108,6 +109,7 @@ class Rows:
         self.others: dict[str, Any] = _joined(mean, others or {})
         self._models = {PLAIN: as_plain(self.model), **self.others}
         self._weights = {name: fingerprint(each, skipped=("head.",)) for name, each in self._models.items()}
+        self._architectures = {name: architecture_of(each) for name, each in self._models.items()}
         self._check()
 
     @property
@@ -147,7 +149,7 @@ class Rows:
             "model": name_of(cfg),
             **{f"source of {name}": place for name, place in places.items()},
             **{f"SHA-256 of {name}": sha256 for name, sha256 in weights.items()},
-            "pixels": f"{self.size}, {'squeezed to a square' if self.squeeze else 'the shorter side'}",
+            "pixels": _pixels_in_words(self.size, self._squeezed),
             "block": self.layer,
             "precision": str(self.autocast or "the weights' own").removeprefix("torch."),
             "maps": "rounded to float16" if self.cache else "float32",
@@ -217,10 +219,7 @@ class Rows:
 
     def _pixels(self, image: Image.Image) -> tuple[int, int]:
         """Give (height, width) in pixels of an image as models see it; raise ValueError if that is too large."""
-        if self.squeeze:
-            pixels = squeezed_size(self.model, self.size)
-        else:
-            pixels = preprocessing_of(self.model, self.size).size_of(image)
+        pixels = self._squeezed or preprocessing_of(self.model, self.size).size_of(image)
         check_patches(self.model, *pixels)
         return pixels
 
@@ -289,16 +288,21 @@ class Rows:
         return Features(fmap.float(), None if maps.class_token is None else maps.class_token.float())
 
     def _key(self, name: str, image: Image.Image) -> str:
-        """Hash what a map depends on: weights, positions as they are now, size and pixels."""
+        """Hash what a map depends on: weights, architecture, positions as they are now, size and pixels."""
         model = self._models[name]
-        denoiser = getattr(getattr(model, "denoiser", None), "config", None)
         seen = (*self._sees(model), preprocessing_of(model, None).interpolation)
-        settings = (denoiser, seen, self._pixels(image), self.layer, self.autocast, image.size)
-        digest = hashlib.sha256(f"{self._weights[name]} {settings}".encode())
+        settings = (seen, self._pixels(image), self.layer, self.autocast, image.size)
+        digest = hashlib.sha256(f"{self._weights[name]} {self._architectures[name]} {settings}".encode())
         if model.pos_embed is not None:  # moves where an artifact is planted
             digest.update(model.pos_embed.detach().float().cpu().numpy().tobytes())
         digest.update(image.tobytes())
         return digest.hexdigest()
+
+
+def _pixels_in_words(size: int, squeezed: tuple[int, int] | None) -> str:
+    if squeezed is None:
+        return f"{size}, the shorter side"
+    return f"{size}, squeezed to a square" if squeezed[0] == squeezed[1] else f"{squeezed[0]} x {squeezed[1]}, squeezed"
 
 
 def _joined(some: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

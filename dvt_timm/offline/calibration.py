@@ -146,10 +146,13 @@ def _find(
     every = (parts / f"{sha256}.safetensors" for sha256 in sorted(sha256 for _, sha256 in images))
     files = [file for file in every if file.exists()][:num_images]
     needed = min(num_images, FEWEST)
+    team.wait()  # all have seen the same before anything goes
     if len(files) < needed:
+        if team.rank == 0:
+            shutil.rmtree(parts)
         raise RunError(
             f"{len(files)} of {len(images)} images can be fitted to calibrate on, {needed} are needed; give more, see "
-            "that they are images, or pass calibrate=0 (--calibrate 0)"
+            "that they are images, or pass calibrate=0 (--calibrate 0; to train, in another folder)"
         )
     if team.rank == 0:
         _save(folder / ARTIFACT, torch.stack([_load(file) for file in files]).mean(dim=0), images=str(len(files)))

@@ -86,9 +86,16 @@ class ImageFitter:
             **{name: np.asarray(given[name], dtype=float).tolist() for name in ranges},
             **{name: int(given[name]) for name in ("seed", "layer")},  # NumPy's are not JSON-friendly
             "num_views": int(given["num_views"] or DEFAULT_VIEWS[kind]),
-            "size": int(given["size"] or min(self.model.patch_embed.img_size)),
+            "size": self._size_of(given),
             "autocast": str(given["autocast"] or default_autocast(self.model)).removeprefix("torch."),
         }
+
+    def _size_of(self, given: dict[str, Any]) -> int | list[int]:
+        """Give the pixels of both sides, of the shorter one (`keep_aspect`), or (H, W) of a model that is no square."""
+        own = self.model.patch_embed.img_size
+        if given["size"] is None and not given["keep_aspect"] and own[0] != own[1]:
+            return list(own)
+        return int(given["size"] or min(own))
 
     def __call__(self, image: Image.Image | str | PathLike[str]) -> Decomposition:
         """Decompose an image, or the one at a path; raises as `sample_views` and the solver do."""

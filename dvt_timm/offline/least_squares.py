@@ -12,6 +12,7 @@ Letters: V views, P = h * w patches, K = R_y * R_x nodes of F, C channels.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -26,6 +27,7 @@ from .sums import Sums, add_up, first_of
 
 CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # smoothness="auto" chooses among these
 HELD_OUT = 4  # as many views choose among them
+LEFT_OUT_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class PreparedSolver:
     smoothness: float
     solve: Solve
     prior_artifact: Tensor | None = field(default=None, repr=False)
-    _left_out: dict[int, Tensor] = field(default_factory=dict, repr=False)  # [P, P] float32, of views once left out
+    # of views once left out, the last one used last: [P, P] float32
+    _left_out: OrderedDict[int, Tensor] = field(default_factory=OrderedDict, repr=False)
 
     @torch.no_grad()
     def fit(self, views: Iterable[Views]) -> Decomposition:
@@ -55,7 +58,7 @@ class PreparedSolver:
         """Read F as all views but one have it, at the places of that one's patches: what a head can learn to predict.
 
         What a fit without the view gives, up to rounding in float32, for one product with a [P, P] matrix, which is
-        made when the view is first left out and kept: at 37 x 37 patches 7.5 MB.
+        made when the view is first left out: at 37 x 37 patches 7.5 MB. The last 0.5 GB of them are kept.
 
         Args:
             view: its index.
@@ -81,13 +84,19 @@ class PreparedSolver:
                 f"features must be [h, w, C] = {list(solution.artifact.shape)} as the solution's, got "
                 f"{list(features.shape)}"
             )
-        if view not in self._left_out:
-            self._left_out[view] = left_out(self.layout, self.solve, view).float()
         semantics = solution.semantics_at(self.layout.xy[view]).reshape(features.shape)
         rest = features - semantics - solution.artifact
         offset = rest.mean(dim=(0, 1))
-        change = self._left_out[view].to(features.dtype) @ (rest - offset).flatten(0, 1)
+        change = self._without(view).to(features.dtype) @ (rest - offset).flatten(0, 1)
         return semantics - offset / (V - 1) - change.reshape(features.shape)
+
+    def _without(self, view: int) -> Tensor:  # [P, P]
+        if view not in self._left_out:
+            self._left_out[view] = left_out(self.layout, self.solve, view).float()
+            while len(self._left_out) > 1 and sum(kept.nbytes for kept in self._left_out.values()) > LEFT_OUT_BYTES:
+                self._left_out.popitem(last=False)
+        self._left_out.move_to_end(view)
+        return self._left_out[view]
 
     def _finish(self, sums: Sums) -> Decomposition:
         xy = sums.xy

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .._util.errors import RunError
 from .._util.files import WEIGHTS_NAME, sha256_of
+from .._util.folders import images_in
 from .._util.images import ImageError, check_aspect, printable, read_hashed, reason_of
 from .._util.team import Team
 from ..manifest import published_variants
@@ -33,6 +34,7 @@ from .store import (
     calibrated_on,
     done_in,
     finish,
+    unmake,
     writing,
 )
 
@@ -41,7 +43,7 @@ Finished = Callable[[Path, Image.Image, Decomposition], None]  # image file, wha
 
 def fit_store(
     fitter: ImageFitter,
-    images: Sequence[str | PathLike[str]],
+    images: Sequence[str | PathLike[str]] | str | PathLike[str],
     folder: str | PathLike[str],
     *,
     calibrate: int | None = None,
@@ -56,7 +58,8 @@ def fit_store(
 
     Args:
         fitter: model, views and solver.
-        images: files; one of the same content as another is taken once.
+        images: files, or a folder, whose JPEG, PNG and WebP files are taken, also of the folders in it; one of the same
+            content as another is taken once.
         folder: the store's, made if it does not exist.
         calibrate: on how many of the images the artifact that all share is found first, to which the closed form then
             pulls each image's (`shared_artifact`); 0 for none. By default the store's number, and in a new one 40, if
@@ -73,11 +76,13 @@ def fit_store(
 
     Raises:
         ValueError: if `calibrate` does not go with the fitter.
+        NotADirectoryError: if `images` is a path, and no folder is there.
         RunError: if the folder holds other things, a store of other settings, or a damaged one.
         BlockingIOError: if another run is writing to it.
         OSError: if it cannot be written.
     """
     team, folder = team or Team(), Path(folder)
+    images = images_in(images) if isinstance(images, str | PathLike) else images
     failures: dict[str, str] = {}
     if calibrate is None:
         calibrate = calibrated_on(folder)
@@ -100,7 +105,12 @@ def fit_store(
         if calibrate:
             if done and not (folder / ARTIFACT).exists():
                 raise RunError(f"{folder / ARTIFACT}, which the images of this store share, is gone; fit another store")
-            fitter = calibrated(fitter, todo, calibrate, folder, team, progress and team.rank == 0)
+            try:
+                fitter = calibrated(fitter, todo, calibrate, folder, team, progress and team.rank == 0)
+            except RunError:
+                if team.rank == 0 and not (folder / ARTIFACT).exists():  # too few images: another run may do without
+                    unmake(folder)
+                raise
         writer = StoreWriter(folder, shard_bytes)
         bar = tqdm(team.part(todo), unit="image", disable=None if progress else True)
         for path, sha256 in bar:

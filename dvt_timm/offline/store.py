@@ -207,6 +207,12 @@ def writing(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def unmake(folder: Path) -> None:
+    """Take the settings off a store that holds no image, so that the folder takes others."""
+    (folder / PENDING).rmdir()
+    (folder / SETTINGS).unlink()
+
+
 def finish(folder: Path, skipped: dict[str, str], shard_bytes: int = SHARD_BYTES) -> None:
     """Put all pending files into shards, and list all images with theirs, and the skipped ones with the reason."""
     writer = StoreWriter(folder, shard_bytes)

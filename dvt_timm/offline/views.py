@@ -76,13 +76,14 @@ class ViewStream:
             yield torch.stack(batch)
 
     def _view(self, canvas: Image.Image, corner: tuple[int, int], i: int) -> Tensor:  # uint8 [H, W, 3]
-        if i == self.num_views - 1 or self.windows.boxes[i].tolist() == WHOLE:  # as it is anywhere else
-            return pixels_of(self.preprocessing.squeeze(self.image, self.size))
-        width, height = self.image.size
-        left, top, right, bottom = self.windows.boxes[i].tolist()
-        x, y = corner
-        box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
-        view = canvas.resize(self.size[::-1], Image.Resampling[self.preprocessing.interpolation.upper()], box=box)
+        if self.windows.boxes[i].tolist() == WHOLE:  # as it is anywhere else
+            view = self.preprocessing.squeeze(self.image, self.size)
+        else:
+            width, height = self.image.size
+            left, top, right, bottom = self.windows.boxes[i].tolist()
+            x, y = corner
+            box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
+            view = canvas.resize(self.size[::-1], Image.Resampling[self.preprocessing.interpolation.upper()], box=box)
         if self.windows.flipped[i]:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return pixels_of(view)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import FAMILIES, create, images, random_head, size_of
+from helpers import FAMILIES, VIT, create, images, random_head, size_of
 from torch import Tensor
 
 from dvt_timm.evaluate import artifact_left, distance_to_truth, plant, won_back
@@ -101,6 +101,7 @@ def test_won_back() -> None:
         (lambda: plant(timm.create_model("vit_small_patch16_dinov3")).__enter__(), "no absolute position embedding"),
         (lambda: plant(create("vit_small_patch14_dinov2.dvt"), "stripes").__enter__(), "kind must be one of"),
         (lambda: plant(create("vit_small_patch14_dinov2.dvt"), strength=0).__enter__(), "strength must be positive"),
+        (lambda: plant(create(VIT, img_size=28), "border").__enter__(), "a grid of 2 x 2 patches has no border"),
         (lambda: artifact_left(fmap(0), fmap(1), fmap(2), fmap(2)), "plant one first"),
         (lambda: artifact_left(fmap(0), fmap(1), fmap(2)[1:], fmap(2)), "of one shape"),
         (lambda: distance_to_truth(fmap(0), 0 * fmap(0)), "same at every patch"),

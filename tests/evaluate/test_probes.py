@@ -27,3 +27,8 @@ def test_probes_find_planted_classes() -> None:
 def test_mean_iou_by_hand() -> None:
     predicted, labels = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 1, 2, 2])
     assert mean_iou(predicted, labels) == pytest.approx((1 / 2 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_neighbors_that_point_away_vote_all_the_same() -> None:
+    train, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 2])
+    assert knn_probe(train, labels, torch.tensor([[-1.0, -0.5]])).tolist() == [2]

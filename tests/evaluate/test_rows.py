@@ -13,6 +13,7 @@ from PIL import Image
 import dvt_timm
 from dvt_timm._util.team import Alone
 from dvt_timm.evaluate import MapCache, PositionProjection, Rows, plant
+from dvt_timm.offline import ImageFitter
 from dvt_timm.projection import Moments
 from dvt_timm.stride import set_stride
 
@@ -178,3 +179,40 @@ def test_rows_that_do_not_go_together() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Rows(plain_model(), **options)
+
+
+def test_the_same_weights_in_another_architecture_have_maps_of_their_own(tmp_path: Path) -> None:
+    model = plain_model()
+    for change in ({"num_heads": 4}, {"act_layer": "relu"}):
+        other = create(FAMILIES[VIT], dynamic_img_size=True, img_size=70, **change)
+        other.load_state_dict(model.state_dict())
+        rows = Rows(model, others={"other": other}, cache=MapCache(tmp_path / "maps"))
+        maps = rows.maps(PHOTOS[0]).rows
+        torch.testing.assert_close(maps["other"], raw_of(other, PHOTOS[0], (70, 70)), atol=2e-3, rtol=2e-3)
+        assert not torch.equal(maps["plain"], maps["other"])
+
+
+def test_weights_of_another_precision_have_maps_of_their_own(tmp_path: Path) -> None:
+    rounded = plain_model().bfloat16()
+    widened = plain_model()
+    widened.load_state_dict(rounded.state_dict())
+    maps = [Rows(model, cache=MapCache(tmp_path)).maps(PHOTOS[0]).rows["plain"] for model in (rounded, widened)]
+    assert not torch.equal(*maps)
+
+
+def test_models_of_odd_sizes_see_what_stage_1_shows_them() -> None:
+    for dynamic in (True, False):
+        model = create(FAMILIES[VIT], dynamic_img_size=dynamic, img_size=(56, 84))
+        stage_1 = ImageFitter(model, num_views=1)
+        torch.testing.assert_close(Rows(model).maps(PHOTOS[0]).rows["plain"], stage_1.raw(PHOTOS[0]))
+    assert Rows(model).settings["pixels"] == "56 x 84, squeezed"
+
+
+def test_maps_beyond_half_precision_are_not_rounded(tmp_path: Path) -> None:
+    model = create(FAMILIES[VIT], dynamic_img_size=True, img_size=70)
+    with torch.no_grad():
+        model.norm.bias[0] = 1e5
+    for _ in range(2):
+        maps = Rows(model, cache=MapCache(tmp_path)).maps(PHOTOS[0]).rows["plain"]
+        assert maps.isfinite().all()
+        torch.testing.assert_close(maps, Rows(model).maps(PHOTOS[0]).rows["plain"])

@@ -138,6 +138,7 @@ def test_images_that_cannot_be_fitted_are_left_out(tmp_path: Path) -> None:
         fit_store(fitter(), [broken], tmp_path / "none", calibrate=1)
     with pytest.raises(RunError, match="4 of 5 images can be fitted to calibrate on, 10 are needed"):
         fit_store(fitter(), paths, tmp_path / "few", calibrate=40)
+    assert list(fit_store(fitter(), paths, tmp_path / "few", calibrate=0)) == [str(broken)]  # as advised
     wide = photos(tmp_path / "wide", 2, first=20)
     for path in wide:
         with Image.open(path) as image:

@@ -7,7 +7,7 @@ import torch
 from planting import DIM, batches, normal, places, planted
 from torch import Tensor
 
-from dvt_timm.offline import LeastSquaresSolver, Views, normal_equations, unexplained
+from dvt_timm.offline import LeastSquaresSolver, Views, least_squares, normal_equations, unexplained
 from dvt_timm.offline.grid_field import Basis, GridField
 
 
@@ -274,3 +274,14 @@ def test_a_decomposition_does_not_keep_the_views() -> None:
     views, _, _ = planted(places(12))
     raw = LeastSquaresSolver().fit(Views(views.features.float(), views.xy.float())).raw
     assert raw.untyped_storage().nbytes() == raw.numel() * raw.element_size()
+
+
+def test_only_so_much_is_kept_to_leave_views_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "LEFT_OUT_BYTES", 3 * 4 * 30**2)  # of three views, 5 x 6 patches
+    views, *_ = planted(places(6, "jitter"), noise=0.3)
+    prepared = LeastSquaresSolver().prepare(views.xy)
+    solution = prepared.fit(views)
+    first = [prepared.semantics_without(i, views.features[i], solution) for i in range(7)]
+    assert len(prepared._left_out) == 3
+    again = [prepared.semantics_without(i, views.features[i], solution) for i in range(7)]
+    assert all(map(torch.equal, first, again))

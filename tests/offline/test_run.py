@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import fitter, full_disk, photos
+from helpers import FAMILIES, VIT, create, fitter, full_disk, photos
 from PIL import Image
 from planting import contents
 
 from dvt_timm._util.files import sha256_of
-from dvt_timm.offline import LeastSquaresSolver, RunError, fit_store, open_store, run, store
+from dvt_timm.offline import ImageFitter, LeastSquaresSolver, RunError, fit_store, open_store, run, store
 
 KILLS = 5
 
@@ -280,3 +280,19 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     expected = contents(tmp_path / "undisturbed")
     for sha256, maps in contents(folder).items():
         torch.testing.assert_close(maps, expected[sha256], atol=1e-5, rtol=1e-5)
+
+
+def test_a_folder_of_images_is_one_too(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 2)
+    assert fit_store(fitter(), tmp_path / "photos", tmp_path / "store") == {}
+    assert [store.image for store in open_store(tmp_path / "store").entries] == [str(path) for path in paths]
+    with pytest.raises(NotADirectoryError, match=r"0\.png is no folder; pass \[path\]"):
+        fit_store(fitter(), str(paths[0]), tmp_path / "other")
+
+
+def test_a_model_of_odd_size_has_settings_of_its_own(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 1)
+    model = create(FAMILIES[VIT], dynamic_img_size=True, img_size=(56, 84))
+    fit_store(ImageFitter(model, num_views=2), paths, tmp_path / "store")
+    with pytest.raises(RunError, match=r"views\.size is \[56, 84\], not 56"):
+        fit_store(ImageFitter(model, num_views=2, size=56), paths, tmp_path / "store")

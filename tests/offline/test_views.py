@@ -47,6 +47,13 @@ def test_the_last_view_is_the_whole_image_and_some_are_mirrored() -> None:
     torch.testing.assert_close(stream.xy[-1, :, 0, 1], centers)
 
 
+@pytest.mark.parametrize("kind", ["jitter", "jitter+positions"])
+def test_the_whole_image_is_mirrored_too(kind: Any) -> None:
+    views = collect(sample_views(seeing(), ramps(), kind=kind, num_views=8, zoom=(1, 1), shift=0))
+    assert len({float(xy[0, 0, 0]) for xy in views.xy}) == 2  # some are mirrored
+    torch.testing.assert_close(views.features[..., :2], views.xy, atol=0.01, rtol=0)
+
+
 def test_kinds_are_as_documented() -> None:
     jitter = sample_windows(2000, "jitter", 0, (100, 200)).boxes[:-1]
     sides = jitter[:, 2:] - jitter[:, :2]

@@ -68,6 +68,7 @@ class HeadSource:
     sha256: str | None = None  # of the file of weights
     base: str | None = None  # timm name of the backbone that it was trained on
     base_sha256: str | None = None  # of that backbone's file of weights
+    stride: int | None = None  # pixels between patches that it was trained at
 
 
 class Head(nn.Module):
@@ -75,7 +76,8 @@ class Head(nn.Module):
 
     Attributes:
         dim: channels C.
-        source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`), None if it is nowhere.
+        source: where its weights come from (`place`, `commit`, `sha256`, `base`, `base_sha256`, `stride`), None if they
+            come from nowhere.
     """
 
     __jit_unused_properties__ = ("config",)

@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg
 from timm.models._features import FeatureGetterNet
 
 from .checkpoints.heads import refused
-from .checkpoints.models import SAVED
+from .checkpoints.models import NOTE, SAVED
 from .head import Head, as_grid
 from .manifest import Own, Variant, Weights, named_patch_size
 from .names import (
@@ -242,7 +242,7 @@ def _named(target: _Target) -> dict[str, Any]:
     else:
         return {}
     tag = target.cfg.tag if variant is None else backbone_of(variant.name).partition(".")[2]
-    return {"tag": tag, "notes": (f"denoiser: {place}",)}
+    return {"tag": tag, "notes": (f"{NOTE}{place}",)}
 
 
 def _backbone(request: Request, target: _Target, cfg: PretrainedCfg, own: bool) -> Backbone:

@@ -125,6 +125,9 @@ class PositionViews(nn.Module):
         """JSON-friendly, as `create_model` takes it as `denoiser`."""
         return {"positions": len(self.windows) - 1}
 
+    def extra_repr(self) -> str:
+        return f"positions={len(self.windows) - 1}"
+
     def repeated(self, x: Tensor) -> Tensor:
         """Repeat a batch for every window, windows first: [B, ...] -> [(K + 1) B, ...]."""
         return x.repeat(len(self.windows), *[1] * (x.ndim - 1))

@@ -19,6 +19,7 @@ from .errors import RunError
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"  # of a saved head or model
 PICKLED_WEIGHTS = "pytorch_model.bin"  # of old repositories, which timm reads
+LAST = "last"  # folder within a run's, of its last weights
 METRICS, VERDICT = "metrics.json", "verdict.json"  # beside what training leaves
 LOCK = ".lock"
 OF_SAFETENSORS = r"\.tmp[A-Za-z0-9]{6}"  # the file that it writes before it takes the one that was asked for

@@ -101,9 +101,10 @@ def save_head(
         base: timm name of the backbone that the head was trained on, "arch.tag"; a head alone needs it, and so does a
             model of torch.hub or transformers.
         stride: distance of two patches in pixels that the head was trained at; by default the model's, for a head
-            alone the patch size.
-        base_sha256: SHA-256 of the backbone's file of weights that the head was trained on; by default of the file
-            that timm loads, if that is known. `create_model` warns where it meets another.
+            alone what its `source` says, or the patch size.
+        base_sha256: SHA-256 of the backbone's file of weights that the head was trained on; by default what the head's
+            `source` says, or of the file that timm loads, if that is known. `create_model` warns where it meets
+            another.
 
     Returns:
         The folder.
@@ -116,10 +117,15 @@ def save_head(
         OSError: if the folder cannot be written; what it held before stays.
     """
     module = uncompiled(head)
-    if not isinstance(module, Head):
+    is_alone = isinstance(module, Head)
+    if not is_alone:
         base, stride, module = _parts_of(module, base, stride)
     if base is None:
         raise ValueError("name the backbone that the head belongs to: base='arch.tag', a name of timm")
+    source = module.source
+    if source is not None and source.base == full_name(backbone_of(base)):
+        stride = stride or (source.stride if is_alone else None)
+        base_sha256 = base_sha256 or source.base_sha256
     with torch.device("meta"):
         twin = new_head(module.dim, module.config)
     grid = module.config.get("grid_size")
@@ -222,8 +228,9 @@ def _filled(
 ) -> Head:
     """Make a head of a shape and fill it; raise ValueError if the tensors, or what is known of it, say otherwise."""
     try:
-        head = new_head(dim, shape)
-        head.load_state_dict(state)
+        with torch.device("meta"):  # a small file may describe a large head
+            head = new_head(dim, shape)
+        head.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{source} is no denoiser head: {error}") from error
     for key, value in {"dim": dim, **shape}.items():
@@ -241,6 +248,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, what in (("base", "the name of a timm model"), ("base_sha256", "64 hexadecimal digits, or null")):
         if not isinstance(config.get(key) or "", str):
             raise ValueError(f"{path}: {key} must be {what}, got {config[key]!r}")
+    if not isinstance(config.get("stride") or 1, int):
+        raise ValueError(f"{path}: stride must be a whole number of pixels, or null, got {config['stride']!r}")
     return config
 
 
@@ -265,7 +274,8 @@ def _read_head(path: Path, config: Mapping[str, Any], place: str, commit: str | 
             )
         config = {**config, "grid_size": grid_size}
     head = head_from_state({key: value.float() for key, value in read_tensors(path).items()}, config, path)
-    head.source = HeadSource(place, commit, sha256_of(path), config.get("base"), config.get("base_sha256"))
+    known = (config.get(key) for key in ("base", "base_sha256", "stride"))
+    head.source = HeadSource(place, commit, sha256_of(path), *known)
     return head
 
 

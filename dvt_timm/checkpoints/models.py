@@ -30,6 +30,7 @@ from .heads import WRITTEN
 from .tensors import UNREADABLE, check_finite, check_schema, reason_of
 
 SAVED = ("local-dir", "hf-hub")  # PretrainedCfg.source of a whole saved model
+NOTE = "denoiser: "  # what a note of a PretrainedCfg begins with that says where a denoiser came from
 PREFIX, STEM = "denoiser.", "patch_embed.proj.weight"
 
 
@@ -72,10 +73,19 @@ def save_model(model: Any, folder: str | Path, *, base: str | None = None) -> Pa
         path = Path(scratch, CONFIG_NAME)
         save_config_for_hf(model, path, model_args=args)
         origin = {} if base is None else {"base": base}
-        config = {**WRITTEN, "kind": "model", **origin, **read_json(path), "model_args": args}
+        config = {**WRITTEN, "kind": "model", **origin, **_without_places(read_json(path)), "model_args": args}
         write_json(path, config)
         twin = _rebuilt(scratch, type(model).__name__)
     return write_folder(Path(folder), model, twin, config, {"format": "pt"})
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a configuration where on this machine the denoiser lay."""
+    notes = config.get("pretrained_cfg", {}).get("notes")
+    if not notes:
+        return config
+    kept = [note for note in notes if not note.startswith(NOTE)]
+    return {**config, "pretrained_cfg": {**config["pretrained_cfg"], "notes": kept}}
 
 
 def _rebuilt(folder: str, kind: str) -> Any:

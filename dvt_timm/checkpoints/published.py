@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
@@ -20,7 +22,9 @@ from ..manifest import Embedded, Own, Published, Weights, weights_path
 from ..names import plain_model
 from .heads import head_from_state, load_head, refused, save_head
 from .models import save_model
-from .tensors import check_finite, kind_of, read_pickle, read_tensors
+from .tensors import check_finite, kind_of, read_metadata, read_pickle, read_tensors
+
+DIGEST = "sha256_of_tensors"  # of the metadata of kept files
 
 logger = logging.getLogger("dvt_timm")
 
@@ -150,17 +154,32 @@ def _place_beside(path: Path, sha256: str | None) -> Path:
 
 def _read_kept(kept: Path) -> dict[str, Tensor] | None:
     """Read the tensors that are kept, None if there are none or they are damaged."""
-    try:
-        return read_tensors(kept) if kept.is_file() else None
-    except ValueError:
-        logger.warning("%s is damaged, and is made again", kept)
+    if not kept.is_file():
         return None
+    try:
+        state = read_tensors(kept)
+        if read_metadata(kept).get(DIGEST) == _digest_of(state):
+            return state
+    except ValueError:
+        pass
+    logger.warning("%s is damaged, or an earlier version's, and is made again", kept)
+    return None
 
 
 def _keep(state: dict[str, Tensor], kept: Path) -> None:
     """Keep tensors if the cache can be written; where it is full or read-only, the weights load all the same."""
     try:
         kept.parent.mkdir(exist_ok=True)
-        save_tensors({key: value.contiguous() for key, value in state.items()}, kept, {"format": "pt"})
+        state = {key: value.contiguous() for key, value in state.items()}
+        save_tensors(state, kept, {"format": "pt", DIGEST: _digest_of(state)})
     except OSError as error:
         logger.info("%s is not kept: %s", kept, error)
+
+
+def _digest_of(state: dict[str, Tensor]) -> str:
+    """Hash names and bytes of tensors (SHA-256)."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

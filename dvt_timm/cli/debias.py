@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .inputs import images_of
     from .models import load_model
 
+    _check_folder(arguments.out)
     quiet_hub()
     images, missing = images_of(arguments.paths, arguments.out)
     model = load_model(arguments.model, arguments.weights, arguments.device)
@@ -75,6 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"dvt-timm: {failed} of {len(images) + missing} inputs skipped", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise CommandError if a folder holds what is no projection, or what training left."""
+    from .._util.files import CONFIG_NAME, METRICS, VERDICT, read_json
+
+    config = folder / CONFIG_NAME
+    is_other = config.is_file() and "rank" not in read_json(config)
+    if is_other or any((folder / name).exists() for name in (METRICS, VERDICT)):
+        raise CommandError(f"{folder} holds a head or model that is no projection; choose another folder")
 
 
 def _maps(model: Any, images: list[Path], size: int | None, skipped: list[str]) -> Iterator[Tensor]:

@@ -123,7 +123,11 @@ def _add_numbers(parser: argparse.ArgumentParser, task: Task) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise CommandError where options do not go together."""
+    """Raise CommandError where options are out of range, or do not go together."""
+    for name in ("explore", "mic", "projection"):
+        if (count := getattr(arguments, name, 0)) < 0:
+            raise CommandError(f"--{name} must be at least 0, got {count}")
+    arguments.task.check(arguments)
     is_trained = "as_released" in arguments or getattr(arguments, "protocol", None) == "paper"
     if is_trained and len(arguments.size or ()) > 1:
         raise CommandError("the paper's probes have sizes of their own; --size is the projection's alone, give one")
@@ -170,27 +174,34 @@ def run(arguments: argparse.Namespace) -> int:
             rows.add_projection(_some_of(task.images(data), team), arguments.projection)
         found: Report = task.run(rows, data, arguments)
         if team.rank == 0:
-            if arguments.explore:
-                _explore(rows, data if task.images is None else task.images(data), folder, arguments.explore)
-            _tell(found, folder, EXPLORER if arguments.explore else None)
+            _tell(found, folder)
             skipped += len(found.skipped)
+            if arguments.explore:
+                images = data if task.images is None else task.images(data)
+                skipped += not _explore(rows, images, found, folder, arguments.explore)
     return 1 if skipped else 0
 
 
-def _explore(rows: Rows, images: Sequence[Path], folder: Path, count: int) -> None:
-    """Make the page of some of the images, which the report links to."""
+def _explore(rows: Rows, images: Sequence[Path], found: Report, folder: Path, count: int) -> bool:
+    """Make the page of some of the images, and link to it in the report; False if it cannot be made."""
     from ..evaluate.tasks.correspondence import spread_over
     from ..explore import explore_rows
 
-    page = explore_rows(rows, [images[i] for i in spread_over(len(images), count)])
+    try:
+        page = explore_rows(rows, [images[i] for i in spread_over(len(images), count)])
+    except ValueError as error:
+        report(f"no {EXPLORER}: {error}")
+        return False
     for reason in page.skipped.values():
         report(f"left out of {EXPLORER}: {reason}")
     page.save(folder / EXPLORER)
+    found.save(folder, explorer=EXPLORER)
+    return True
 
 
-def _tell(found: Report, folder: Path, explorer: str | None) -> None:
+def _tell(found: Report, folder: Path) -> None:
     """Write the report, and print what it says."""
-    found.save(folder, explorer=explorer)
+    found.save(folder)
     for name, reason in found.skipped.items():
         report(f"skipped {name}: {reason}")
     print(f"{found.table()}\n")

@@ -93,14 +93,19 @@ def _metrics(source: str, given: Path | None) -> dict[str, Any] | None:
 
 
 def _verdict(source: str, yes: bool) -> list[str]:
-    """Read what a run of training found of its own head; raise CommandError if that is worse than raw features."""
-    from .._util.files import VERDICT, read_json
+    """Read what a run of training found of its own head; raise CommandError if that is worse than raw features.
 
-    path = Path(source, VERDICT)
+    The last weights of a run are judged by its best ones, and nothing is said of them.
+    """
+    from .._util.files import LAST, VERDICT, read_json
+
+    is_last = Path(source).name == LAST
+    run = Path(source).parent if is_last or Path(source).is_file() else Path(source)
+    path = run / VERDICT
     if not path.is_file():
         return []
     found = read_json(path)
     sentences = [str(sentence) for sentence in found.get("sentences", [])]
     if found.get("worse") and not yes:
         raise CommandError(f"worse than raw features, says {path}: {sentences[0]} Train it further, or pass --yes")
-    return sentences
+    return [] if is_last else sentences

@@ -131,6 +131,11 @@ class Shards:
         names = {self.names[path] for path in missing}
         given_up = {row["shard"] for name, row in self._done.items() if name in names}
         names |= {name for name, row in self._done.items() if row["shard"] in given_up}
+        if others := names - set(self.names.values()):
+            raise CommandError(
+                f"an image has changed, or another one has its name, and its shard holds {len(others)} images that are "
+                f"not among those named, {min(others)!r} say; name them too, or choose another --out"
+            )
         if self.team.rank == 0:
             for shard in given_up:
                 (self.folder / shard).with_suffix(".jsonl").unlink()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..evaluate.rows import Rows
 
 Arguments = argparse.Namespace
+MEMORY = 25_000  # patches that train knn and patch
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Task:
         run: makes the report of rows and data.
         images: names the images of the data that the projection may be fitted to; None where the task fits it itself.
         options: adds the task's own options.
+        check: raises CommandError where they do not go together.
         squeeze: whether images are squeezed to squares by default.
         size: pixels of the shorter side by default, None for the model's own.
     """
@@ -38,6 +40,7 @@ class Task:
     run: Callable[[Rows, Any, Arguments], Report]
     images: Callable[[Any], Sequence[Path]] | None
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    check: Callable[[Arguments], None] = lambda arguments: None
     squeeze: bool = True
     size: int | None = None
 
@@ -81,8 +84,8 @@ def _segmentation(rows: Rows, data: Any, arguments: Arguments) -> Report:
         rows,
         *data,
         protocol=arguments.protocol,
-        memory=arguments.memory,
-        seeds=range(arguments.seed, arguments.seed + arguments.seeds),
+        memory=arguments.memory or MEMORY,
+        seeds=range(arguments.seed, arguments.seed + (arguments.seeds or 1)),
         limit=arguments.limit,
         progress=rows.team.rank == 0,
     )
@@ -98,12 +101,21 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     )
     _add_training(parser, 40_000)
     parser.add_argument(
-        "--memory", type=positive, default=25_000, metavar="N", help="patches that train (default: %(default)s)"
+        "--memory", type=positive, metavar="N", help=f"patches that train, of knn and patch (default: {MEMORY:,})"
     )
-    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="draws that count (default: 1)")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="draws that count, of knn and patch (default: 1)")
     parser.add_argument(
         "--share", type=finite, default=0.5, metavar="X", help="images that train, where no list says (default: 0.5)"
     )
+
+
+def _check_segmentation(arguments: Arguments) -> None:
+    """Refuse options of another protocol."""
+    is_paper = arguments.protocol == "paper"
+    for name in ("memory", "seeds") if is_paper else ("steps", "train_batch"):
+        if getattr(arguments, name) is not None:
+            option = name.replace("_", "-")
+            raise CommandError(f"--{option} is not of --protocol {arguments.protocol}; leave one of them out")
 
 
 def _open_frames(arguments: Arguments) -> Any:
@@ -214,6 +226,7 @@ TASKS = {
         run=_segmentation,
         images=lambda data: [labeled.image for labeled in data[0]],
         options=_add_segmentation,
+        check=_check_segmentation,
     ),
     "depth": Task(
         "train the paper's linear probe of depth (RMSE)",

@@ -75,7 +75,7 @@ def _classes(report: Report) -> Any:
             color = "0.3" if row == PLAIN else f"C{offset - 1}"
             axes.plot([low * scale, high * scale], [y, y], color=color, alpha=0.4, linewidth=2)
             axes.plot(estimate.value * scale, y, ".", color=color, label=row if place == 0 else None)
-    axes.set_yticks(range(len(report.classes)), list(report.classes))
+    axes.set_yticks(range(len(report.classes)), [name.replace("$", r"\$") for name in report.classes])
     axes.invert_yaxis()
     axes.set_xlabel(f"{measure.name}{', %' if measure.unit else ''}")
     axes.legend(fontsize=8)

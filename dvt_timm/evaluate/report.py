@@ -203,10 +203,10 @@ class Report:
         from .plots import plots_of
 
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "report.json", self.as_json())
         for name, figure in plots_of(self).items():
             with replacing(folder / f"{name}.png") as path:
                 figure.savefig(path, format="png", dpi=150, metadata=dict([OURS]))
-        write_json(folder / "report.json", self.as_json())
         for name, text in (("report.md", self.text()), ("report.html", page_of(self, explorer))):
             write_text(folder / name, text)
 

@@ -24,6 +24,7 @@ from ..head import Head
 from ..names import name_of
 from ..offline.run import fingerprint
 from ..offline.views import squeezed_size
+from ..positions import PositionViews
 from ..projection import RANK, Moments, PositionProjection
 from .cache import MapCache
 
@@ -149,12 +150,19 @@ class Rows:
             "model": name_of(cfg),
             **{f"source of {name}": place for name, place in places.items()},
             **{f"SHA-256 of {name}": sha256 for name, sha256 in weights.items()},
+            **{f"views of {name}": len(views.windows) - 1 for name, views in self._averages()},
             "pixels": _pixels_in_words(self.size, self._squeezed),
             "block": self.layer,
             "precision": str(self.autocast or "the weights' own").removeprefix("torch."),
             "maps": "rounded to float16" if self.cache else "float32",
             **self.notes,
         }
+
+    def _averages(self) -> Iterator[tuple[str, PositionViews]]:
+        """Give the windows of the other models that average over views of their positions."""
+        for name, other in self.others.items():
+            if isinstance(views := getattr(other, "denoiser", None), PositionViews):
+                yield name, views
 
     def width(self, name: str) -> int:
         """Give the channels of a row."""

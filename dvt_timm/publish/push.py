@@ -110,7 +110,11 @@ def load_folder(folder: str | Path, base: str | None = None, *, merged: bool = F
     base = base or (head.source.base if head.source else None)
     if base is None:
         raise ValueError(f"{folder} does not say which backbone it belongs to; pass its timm name as base")
-    return (timm.create_model(base, pretrained=True, denoiser=head) if merged else head), base
+    if not merged:
+        return head, base
+    stride = head.source.stride if head.source else None
+    overlap = {} if stride is None else {"stride": stride}
+    return timm.create_model(base, pretrained=True, denoiser=head, **overlap), base
 
 
 def _write(module: Any, folder: Path, base: str | None, merged: bool, token: str | None) -> dict[str, Any]:

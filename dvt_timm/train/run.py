@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._util.files import CONFIG_NAME, METRICS, VERDICT, alone_in, read_json, write_json, write_text
+from .._util.files import CONFIG_NAME, LAST, METRICS, VERDICT, alone_in, read_json, write_json, write_text
 from .._util.team import WAITING, Team
 from ..cleaned import Cleaned
 from ..evaluate.report import Report
@@ -29,7 +29,7 @@ from .record import SETTINGS, begun_with, check_begun_with, record
 from .stage import Stage
 from .verdict import TRAINED, judge, sentences
 
-CARD, LAST = "README.md", "last"
+CARD = "README.md"
 OWN_FILES = (
     r"checkpoint\.pt|(model|artifact)\.safetensors|(config|train|images|metrics|verdict)\.json|log\.jsonl|README\.md"
 )

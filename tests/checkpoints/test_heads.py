@@ -212,10 +212,22 @@ class TestSource:
         file = tmp_path / "model.safetensors"
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         head = dvt_timm.load_head(tmp_path)
-        assert head.source == HeadSource(str(tmp_path), None, sha256, BASE, "0" * 64)
+        assert head.source == HeadSource(str(tmp_path), None, sha256, BASE, "0" * 64, 14)
         assert dvt_timm.load_head(str(file)).source == HeadSource(str(file), None, sha256)
         assert copy.deepcopy(head).source == head.source
         assert repr(head) == f"DenoiserHead(dim=128, grid_size=(5, 4), num_blocks=1, source={str(tmp_path)!r})"
+
+    def test_a_head_keeps_what_it_was_trained_at(self, tmp_path: Path) -> None:
+        dvt_timm.save_head(random_head(384), tmp_path / "first", base=BASE, stride=7, base_sha256="0" * 64)
+        head = dvt_timm.load_head(tmp_path / "first")
+        dvt_timm.save_head(head, tmp_path / "again", base=BASE)
+        assert (tmp_path / "again/config.json").read_bytes() == (tmp_path / "first/config.json").read_bytes()
+        model = timm.create_model(BASE, depth=1, denoiser=head)  # at the patches' own distance
+        config = json.loads((dvt_timm.save_head(model, tmp_path / "model") / "config.json").read_text())
+        assert (config["stride"], config["base_sha256"]) == (14, "0" * 64)
+        dvt_timm.save_head(head, tmp_path / "other", base="vit_small_patch16_224.dino")
+        config = json.loads((tmp_path / "other/config.json").read_text())
+        assert (config["stride"], config["base_sha256"]) == (16, None)
 
     def test_of_random_weights(self) -> None:
         assert random_head().source is None
@@ -242,3 +254,11 @@ class TestSource:
         overlay = {"file": str(tmp_path / "model.safetensors")}
         loaded = timm.create_model(f"{DEMO}", pretrained=True, depth=1, pretrained_cfg_overlay=overlay)
         assert loaded.denoiser.source.place == overlay["file"]
+
+
+def test_a_small_file_takes_little_memory_before_it_is_refused(tmp_path: Path) -> None:
+    dim = 256_000  # a head of 3 TB
+    tensors = {"pos_embed": torch.zeros(1, 1, dim), "denoiser.0.norm1.weight": torch.zeros(dim)}
+    save_file(tensors, tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match=r"is no denoiser head: (?s:.*)Missing key"):
+        dvt_timm.load_head(tmp_path / "wide.safetensors")

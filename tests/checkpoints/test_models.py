@@ -221,6 +221,17 @@ def test_what_its_configuration_says(tmp_path: Path) -> None:
     assert "base" not in json.loads((tmp_path / "nameless/config.json").read_text())
 
 
+def test_it_does_not_say_where_its_head_lay(tmp_path: Path) -> None:
+    dvt_timm.save_head(random_head(), tmp_path / "secret-project", base=FAMILIES[VIT])
+    model = create(FAMILIES[VIT], denoiser=str(tmp_path / "secret-project"))
+    assert "secret-project" in model.pretrained_cfg["notes"][0]
+    for folder in (
+        dvt_timm.save_model(model, tmp_path / "a"),
+        dvt_timm.save_model(dvt_timm.undenoise(model), tmp_path / "b"),
+    ):
+        assert "secret-project" not in (folder / "config.json").read_text()
+
+
 def test_one_that_a_newer_version_wrote(tmp_path: Path) -> None:
     dvt_timm.save_model(create(VIT, denoiser=random_head()), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

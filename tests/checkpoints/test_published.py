@@ -11,7 +11,7 @@ import timm
 import torch
 from helpers import GOLDEN_HEADS, TINY, full_disk, images, random_head, same_weights, serve_base
 from hub_server import Hub
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import dvt_timm
 from dvt_timm.checkpoints import published
@@ -145,6 +145,16 @@ class TestConvertedOnce:
         kept.write_bytes(kept.read_bytes()[:1000])
         assert same_weights(self.load(), head)
         assert load_file(kept).keys() == head.state_dict().keys()
+
+    def test_a_copy_whose_numbers_are_damaged_is_made_again(self, hub: Hub, head: Any, cache: Path) -> None:
+        self.load()
+        (kept,) = cache.glob("models--jjiaweiyang--DVT/converted/*.safetensors")
+        data = bytearray(kept.read_bytes())
+        data[-10] ^= 0x10
+        kept.write_bytes(data)
+        assert same_weights(self.load(), head)
+        kept.write_bytes(save(load_file(kept), {"format": "pt"}))  # an earlier version's, without a digest
+        assert same_weights(self.load(), head)
 
     def test_a_full_disk_is_no_reason_not_to_load(self, hub: Hub, head: Any, cache: Path) -> None:
         published.hub.fetch("jjiaweiyang/DVT", f"voc_denoised/{SMALL_BASE}.pth")

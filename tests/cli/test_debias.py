@@ -71,3 +71,13 @@ def test_training_does_not_begin_with_a_projection(
     train = ["train", "--online", "photos", "--base", TINY, "--out", "run", "--initial-head"]
     assert command(*train, "head") == 2
     assert "--initial-head head is a PositionProjection, which is not trained" in capsys.readouterr().err
+
+
+def test_what_training_left_is_not_replaced(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    dvt_timm.save_head(random_head(64), "head", base=TINY)
+    dvt_timm.save_model(timm.create_model(TINY, pretrained=True), "whole")
+    for folder in ("head", "whole"):
+        before = Path(folder, "config.json").read_bytes()
+        assert command("debias", "photos", "--model", TINY, "--out", folder, "--rank", "4") == 2
+        assert f"{folder} holds a head or model that is no projection; choose another folder" in capsys.readouterr().err
+        assert Path(folder, "config.json").read_bytes() == before

@@ -42,7 +42,11 @@ def test_what_training_leaves_is_pushed(
     assert verdict["worse"]  # after six steps
     assert verdict["sentences"][0] in capsys.readouterr().out
     assert "worse than raw features, says run/verdict.json: trained: +" in error_of(capsys, "push", "run", "me/head")
+    for part in ("run/last", "run/model.safetensors"):
+        assert "worse than raw features" in error_of(capsys, "push", part, "me/head", "--base", TINY)
     assert "me/head" not in hub.repos
+    assert command("push", "run/last", "me/last", "--yes") == 0
+    assert verdict["sentences"][0] not in hub.repos["me/last"].files()["README.md"].decode()
     assert command("push", "run", "me/head", "--yes") == 0
     pulled = timm.create_model("hf-hub:me/head", pretrained=True)
     assert same_weights(pulled.denoiser.train(), dvt_timm.load_head("run").train())

@@ -132,6 +132,30 @@ def test_a_broken_photo(command: Callable[..., int], capsys: pytest.CaptureFixtu
     assert report_of()["skipped"].keys() == {"photos/bad.jpg"}
 
 
+def test_a_page_that_cannot_be_made_costs_no_report(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvt_timm.save_model(timm.create_model("test_vit3.r160_in1k"), "wide")
+    evaluate = ["evaluate", "artifacts", "photos", *SMALL, "--mic", "0", "--projection", "0", "--other", "wide"]
+    assert command(*evaluate, "--explore", "2") == 1
+    assert "no explore.html: raw and denoised map must have one shape" in capsys.readouterr().err
+    assert report_of()["figures"].keys() == {"plain", "wide"}
+    for option in ("--explore", "--mic", "--projection"):
+        assert command(*evaluate, option, "-1") == 2
+        assert f"{option} must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_options_of_another_protocol(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    for protocol, option in (
+        ("knn", "--steps"),
+        ("patch", "--train-batch"),
+        ("paper", "--memory"),
+        ("paper", "--seeds"),
+    ):
+        assert command("evaluate", "segmentation", "data", "--protocol", protocol, *SMALL, option, "5") == 2
+        assert f"{option} is not of --protocol {protocol}" in capsys.readouterr().err
+
+
 def test_a_report_of_another_task_is_not_replaced(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -296,3 +296,14 @@ def test_parquet_has_groups_of_rows(given: Run, run: Run, tmp_path: Path, monkey
     assert 1 < file.num_row_groups <= 5
     assert file.schema_arrow.metadata[b"model"]
     assert run("in", "--format", "parquet", size="32") == 0  # a thousand images a file by default
+
+
+def test_results_of_images_that_are_not_named_are_not_given_up(
+    given: Run, run: Run, tmp_path: Path, capsys: Any
+) -> None:
+    assert given() == 0
+    kept = times_of(tmp_path / "out")
+    saved(tmp_path / "in/c.jpg", picture(60, 60, seed=7))
+    assert run("in/c.jpg", "--shards", 2, size="32") == 2
+    assert "are not among those named" in capsys.readouterr().err
+    assert times_of(tmp_path / "out") == kept

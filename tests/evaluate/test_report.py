@@ -120,7 +120,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     names = list(map(str, photos(tmp_path / "photos", 3)))
     Image.new("RGB", (4, 4)).save(tmp_path / "photos/<b>.png")
     names += [str(tmp_path / "photos/<b>.png"), "gone.png"]
-    classes = {"cat & dog": {"plain": Estimate(0.5, torch.rand(1000)), "head": mean_over(torch.tensor([math.nan]))}}
+    of_class = {"plain": Estimate(0.5, torch.rand(1000)), "head": mean_over(torch.tensor([math.nan]))}
+    classes = {"cat & dog": of_class, "price in $_$": of_class}  # no formula
     found = report(
         [0.1, 0.2, 0.3, 0.4, 0.5],
         [0.2, 0.1, math.nan, 0.4, 0.6],

@@ -216,3 +216,13 @@ def test_maps_beyond_half_precision_are_not_rounded(tmp_path: Path) -> None:
         maps = Rows(model, cache=MapCache(tmp_path)).maps(PHOTOS[0]).rows["plain"]
         assert maps.isfinite().all()
         torch.testing.assert_close(maps, Rows(model).maps(PHOTOS[0]).rows["plain"])
+
+
+def test_averages_over_other_views_have_maps_of_their_own(tmp_path: Path) -> None:
+    maps = []
+    for views in (2, 4):
+        averaged = dvt_timm.denoise(plain_model(), positions=views)
+        rows = Rows(plain_model(), others={"mean": averaged}, cache=MapCache(tmp_path))
+        assert rows.settings["views of mean"] == views
+        maps.append(rows.maps(PHOTOS[0]).rows["mean"])
+    assert not torch.equal(*maps)

@@ -23,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import dvt_timm
 from dvt_timm import names
+from dvt_timm.publish.push import load_folder
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -103,6 +104,20 @@ class TestHeads:
         assert pulled.patch_embed.stride == (8, 8)
         assert pulled.patch_embed.grid_size == (19, 19)
         assert pulled.pretrained_cfg["input_size"] == (3, 160, 160)
+
+    def test_a_heads_stride_and_the_weights_it_was_trained_on(self, hub: Hub, base: Any, tmp_path: Path) -> None:
+        head = dvt_timm.save_head(
+            random_head(64, (19, 19)), tmp_path / "head", base=TINY, stride=8, base_sha256="0" * 64
+        )
+        for merged in (False, True):
+            model_or_head, name = load_folder(head, merged=merged)
+            dvt_timm.push_to_hub(model_or_head, f"me/{merged}", base=name, merged=merged)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pulled = timm.create_model(f"hf-hub:me/{merged}", pretrained=True)
+            assert pulled.patch_embed.stride == (8, 8)
+        config = json.loads(hub.repos["me/False"].files()[CONFIG])
+        assert (config["stride"], config["base_sha256"]) == (8, "0" * 64)
 
     def test_a_base_that_nobody_published(self, hub: Hub) -> None:
         base = "vit_giant_patch14_224"

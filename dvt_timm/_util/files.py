@@ -96,6 +96,16 @@ def _strict(value: Any) -> Any:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; raise BlockingIOError if one is in it."""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise BlockingIOError(f"another run is writing to {folder}; wait for it, or choose another folder") from error
+
+
+@contextmanager
 def alone_in(folder: Path, file: str, settings: dict[str, Any], *, own_files: str, kept: str) -> Iterator[None]:
     """Make the folder of a run, or take one up, for this process alone.
 
@@ -114,12 +124,12 @@ def alone_in(folder: Path, file: str, settings: dict[str, Any], *, own_files: st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_ours(folder, file, own_files)
-        with FileLock(folder / LOCK).acquire(timeout=0):
+        with locked(folder):
             remove_scratch(folder, own_files)
             _check_settings(folder / file, settings)
             yield
-    except Timeout as error:
-        raise BlockingIOError(f"another run is writing to {folder}; wait for it, or choose another folder") from error
+    except BlockingIOError:
+        raise
     except OSError as error:
         failed = OSError(
             f"cannot write {folder}: {error}; mend that and call it again with the same arguments, {kept} are kept"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .console import (
     CommandError,
@@ -155,6 +156,7 @@ def _check_folder(folder: Path, title: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the report, and print its table and sentences."""
+    from .._util.files import locked
     from .._util.team import Team
     from ..evaluate.plots import figure_maker
 
@@ -163,8 +165,18 @@ def run(arguments: argparse.Namespace) -> int:
     team = Team(arguments.device)
     if team.rank != 0:
         warnings.simplefilter("ignore")  # the first process gives them
+    data = arguments.task.open(arguments)
+    with ExitStack() as stack:
+        if team.rank == 0:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(arguments.out))
+        skipped = _measure(arguments, data, team)
+    return 1 if skipped else 0
+
+
+def _measure(arguments: argparse.Namespace, data: Any, team: Team) -> int:
+    """Make the report of each size; how many images were skipped, and pages not made."""
     task: Task = arguments.task
-    data = task.open(arguments)
     skipped = 0
     for size, folder in _folders(arguments).items():
         rows = _rows_of(arguments, size, team)
@@ -179,7 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.explore:
                 images = data if task.images is None else task.images(data)
                 skipped += not _explore(rows, images, found, folder, arguments.explore)
-    return 1 if skipped else 0
+    return skipped
 
 
 def _explore(rows: Rows, images: Sequence[Path], found: Report, folder: Path, count: int) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import timm
 from evaluating import DATA
 from exploring import data_of
+from filelock import FileLock
 from helpers import TINY, random_head
 
 import dvt_timm
@@ -190,3 +191,10 @@ def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.C
     ):
         assert command("evaluate", arguments[0], "--model", TINY, *arguments[1:]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_run_at_a_time(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("report").mkdir()
+    with FileLock("report/.lock"):
+        assert command("evaluate", "artifacts", "photos", *SMALL, "--mic", "0", "--projection", "0") == 2
+    assert "another run is writing to report; wait for it" in capsys.readouterr().err

@@ -18,7 +18,15 @@ from ._util.errors import warn_caller
 from ._util.files import PICKLED_WEIGHTS, WEIGHTS_NAME
 from .attach import attach_head, attach_positions
 from .checkpoints.heads import head_from_state, load_head, new_head
-from .checkpoints.models import SAVED, is_ours, load_backbone, pinned, read_weights, saved_config
+from .checkpoints.models import (
+    SAVED,
+    is_ours,
+    load_backbone,
+    pinned,
+    read_weights,
+    saved_config,
+    weights_sha256,
+)
 from .checkpoints.published import published_head, published_weights
 from .checkpoints.tensors import is_head_config, kind_of
 from .head import Head, HeadSource
@@ -119,6 +127,8 @@ def fetch(plan: Plan) -> Fetched:
         head = head if plan.held == "no" else _held_head(plan, cfg, held, cache_dir)
         if held and head is None:
             raise RuntimeError(LOST_HEAD.format(place="the file of weights", name=cfg.architecture))
+        if isinstance(head, Head) and head.source is not None and head.source.base_sha256:
+            sha256 = weights_sha256(cfg, cache_dir)
     elif not isinstance(plan.backbone, str):
         state = published_weights(plan.backbone, plan.base, cache_dir)
     if isinstance(head, Positions):

@@ -16,10 +16,11 @@ import timm
 import torch
 from helpers import DEMO, TINY, blobs, files_of, images, random_head, same_weights, serve_base, serve_head
 from hub_server import Hub
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 from timm.models import get_pretrained_cfg
 
 import dvt_timm
+from dvt_timm._util.files import sha256_of
 from dvt_timm.hub.client import fetch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -160,6 +161,21 @@ class TestOtherBackbones:
                 warnings.simplefilter("always")
                 timm.create_model(TINY, pretrained=True, denoiser=tmp_path)
             assert any("trained on other weights" in str(warning.message) for warning in caught) == warns
+
+    def test_weights_of_ones_own_are_told_from_the_bases(self, hub: Hub, base: Any, tmp_path: Path) -> None:
+        file, tuned = tmp_path / "tuned.safetensors", timm.create_model(TINY)
+        save_file(tuned.state_dict(), file)
+        hub.repo("me/tuned", {"config.json": b"{}", "model.safetensors": file.read_bytes()})
+        own, official = sha256_of(file), "0" * 64
+        for overlay in ({"file": str(file)}, {"hf_hub_id": "me/tuned"}):
+            for sha256 in (own, official, None):
+                dvt_timm.save_head(random_head(64), tmp_path / "head", base=TINY, base_sha256=sha256)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    options = {"denoiser": tmp_path / "head", "pretrained_cfg_overlay": overlay}
+                    model = timm.create_model(TINY, pretrained=True, **options)
+                assert same_weights(model.blocks, tuned.blocks)
+                assert any("trained on other weights" in str(each.message) for each in caught) == (sha256 == official)
 
     def test_the_bases_hash_is_recorded_once_it_is_known(self, hub: Hub, base: Any, tmp_path: Path) -> None:
         head = random_head(64, (5, 4))

@@ -35,6 +35,7 @@ Skipped = Callable[[str], None]  # takes the reason, one line, why an image is s
 CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"  # of the environment: accelerate puts it over what it is told
 NOT_FINITE = "what was written before is intact. Lower lr, try 'bf16' rather than 'fp16', or check the features"
 
 
@@ -57,8 +58,9 @@ class Trainer:
         skipped: images that could not be read, and why.
 
     Raises:
-        ValueError: if the batch cannot be divided among the processes, there are too few samples, or the steps go
-            through them more often than `config.most_passes`.
+        ValueError: if the batch cannot be divided among the processes, the accelerator accumulates another number of
+            batches than the config says, there are too few samples, or the steps go through them more often than
+            `config.most_passes`.
         RunError: if the checkpoint is damaged or does not fit.
     """
 
@@ -77,6 +79,12 @@ class Trainer:
                 f"batch_size {config.batch_size} must be a multiple of {parts}: {config.accumulation} accumulated "
                 f"batches of {accelerator.num_processes} processes"
             )
+        if accelerator.gradient_accumulation_steps != config.accumulation:
+            raise ValueError(
+                f"the accelerator accumulates {accelerator.gradient_accumulation_steps} batches a step, the config "
+                f"says {config.accumulation}; pass make_accelerator(config), and leave {ACCUMULATION} unset"
+            )
+        accelerator.step = 0  # it counts batches, and has more of them if a run before has failed within a step
         self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
         self.step, self.best = 0, Evaluation()
         self.skipped: dict[str, str] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import TINY, fitter, photos, same_weights
+from torch import Tensor
 from training import SHORT, InterruptingStore, equal, planted, store_of, teacher, weights
 
 import dvt_timm
@@ -45,6 +46,37 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
         states.append(trainer.module.state_dict())
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_an_accelerator_of_another_accumulation(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's own, or one that the environment has changed."""
+    config = replace(SHORT, accumulation=2)
+    with pytest.raises(ValueError, match=r"accelerator accumulates 1 batches a step, the config says 2; pass .*config"):
+        train_denoiser(store, TINY, tmp_path / "run", config, accelerator=make_accelerator(SHORT, "cpu"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match=r"accumulates 4 batches a step, the config says 2; .* leave ACCELERATE_GRAD"):
+        train_denoiser(store, TINY, tmp_path / "run", config, accelerator=make_accelerator(config, "cpu"))
+
+
+def test_a_retry_with_the_accelerator_of_a_run_that_failed_within_a_step(store: FeatureStore, tmp_path: Path) -> None:
+    """It has counted one of two batches of a step."""
+    config = replace(SHORT, accumulation=2)
+    train_denoiser(store, TINY, tmp_path / "whole", config, accelerator=make_accelerator(config, "cpu"))
+    accelerator, reads = make_accelerator(config, "cpu"), iter(range(1000))
+
+    class Failing(FeatureStore):
+        def pair(self, i: int, k: int) -> tuple[Tensor, Tensor]:
+            if next(reads) == 3 * 4 + 2:  # in the second half of the fourth step
+                raise OSError("the disk is away")
+            return super().pair(i, k)
+
+    failing = Failing(store.folder, store.settings, store.entries)
+    with pytest.raises(RunError, match="cannot read a sample: the disk is away"):
+        train_denoiser(failing, TINY, tmp_path / "run", config, accelerator=accelerator)
+    train_denoiser(store, TINY, tmp_path / "run", config, accelerator=accelerator)
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_one_thread_reads_where_the_cpu_trains(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class DenoiserStage:
             torch.manual_seed(seed)
             self.module = DenoiserHead(plain.embed_dim, samples.shape[:2], num_blocks)
         elif initial.dim == plain.embed_dim:
-            self.module = copy.deepcopy(initial).requires_grad_(True)
+            self.module = copy.deepcopy(initial).float().requires_grad_(True)
         else:
             raise ValueError(
                 f"the initial head is {initial.dim} channels wide, {self.base} has {plain.embed_dim}; pass another"

@@ -46,7 +46,7 @@ class DistillStage:
     """A denoised ViT that teaches, a plain copy of its backbone that learns, and images.
 
     Args:
-        teacher: a denoised model with its weights.
+        teacher: a denoised model with its weights, of any precision; the copy learns in float32.
         paths: image files.
         base: timm name of the teacher's backbone, where its own tag is none of timm's.
         size: pixels of both sides that images are squeezed to, rounded to whole patches; the model's own by default.
@@ -77,7 +77,7 @@ class DistillStage:
         pixels = squeezed_size(teacher, size)
         check_fits(teacher, pixels)
         self.base = _base_of(teacher, base)
-        student: Any = undenoise(copy.deepcopy(teacher)).requires_grad_(True)
+        student: Any = undenoise(copy.deepcopy(teacher)).float().requires_grad_(True)
         tag = "_".join(filter(None, (self.base.partition(".")[2], DISTILLED)))
         student.pretrained_cfg = student.default_cfg = {**student.pretrained_cfg, "tag": tag}
         student.set_grad_checkpointing(grad_checkpointing)
@@ -117,13 +117,12 @@ class DistillStage:
 
     def raw(self, i: int) -> Tensor:
         """Give the teacher's map [h, w, C] of image i before its denoiser."""
-        pixels = self.samples[i][None].to(self.teacher.patch_embed.proj.weight)
-        return self.batch(pixels).raw[0]
+        return self.batch(self.samples[i][None]).raw[0]
 
     @torch.no_grad()
     def batch(self, sample: Sample) -> Batch:
         """Make a batch of images [B, 3, H, W]."""
-        maps = feature_maps(self.teacher, sample)
+        maps = feature_maps(self.teacher, sample.to(self.teacher.patch_embed.proj.weight))
         assert maps.denoised is not None
         raw, clean = (fmap.permute(0, 2, 3, 1) for fmap in (maps.raw, maps.denoised))
         return Batch(sample, at_least_float32(raw), at_least_float32(clean))

@@ -78,6 +78,13 @@ def test_from_the_weights_of_a_head(store: FeatureStore, tmp_path: Path) -> None
         train_denoiser(store, TINY, tmp_path / "on", SHORT, initial=random_head(DIM, (5, 3), seed=2))
 
 
+def test_an_initial_head_in_half_precision_is_trained_in_float32(store: FeatureStore, tmp_path: Path) -> None:
+    initial = random_head(DIM, GRID).to(torch.bfloat16)
+    train_denoiser(store, TINY, tmp_path / "run", SHORT, initial=initial)
+    assert {value.dtype for value in dvt_timm.load_head(tmp_path / "run/last").state_dict().values()} == {torch.float32}
+    assert initial.pos_embed.dtype == torch.bfloat16
+
+
 def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     empty = store_of(tmp_path / "empty", [])
     with pytest.raises(ValueError, match="there is no image to train on"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import timm
 import torch
 from helpers import TINY, photos
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from training import GRID, SHORT, restated, teacher, weights
@@ -101,6 +103,20 @@ def test_a_teacher_runs_in_the_precision_of_the_run(tmp_path: Path) -> None:
     assert len(seen) == 4
     assert set(seen) == {torch.bfloat16}
     assert {part.dtype for part in trainer.unseen()[0]} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_teacher_in_half_precision_teaches_in_float32(precision: Any, tmp_path: Path) -> None:
+    paths, config = photos(tmp_path / "photos", 6), replace(SHORT, precision=precision)
+    distill(teacher().to(torch.bfloat16), paths, tmp_path / "half", config)
+    distill(teacher(), paths, tmp_path / "whole", config)
+    half, whole = weights(tmp_path / "half"), weights(tmp_path / "whole")
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    for key, value in whole.items():
+        torch.testing.assert_close(half[key], value, rtol=0.02, atol=0.02)
+    saved = [load_file(tmp_path / run / "model.safetensors") for run in ("half", "whole")]
+    assert {key: value.dtype for key, value in saved[0].items()} == {k: v.dtype for k, v in saved[1].items()}
 
 
 def test_grad_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -89,20 +89,17 @@ class Trainer:
         self.step, self.best = 0, Evaluation()
         self.skipped: dict[str, str] = {}
         self._tell_skipped = skipped
-        if stage.validation is None:
-            self.trained, self.held_out = split(stage.samples, config.held_out, config.seed, self._is_readable)
-            self._validation = stage.samples
-        else:
-            self.trained, self.held_out = list(range(len(stage.samples))), list(range(len(stage.validation)))
-            self._validation = stage.validation
         self.num_pairs = len(stage.samples) * stage.num_pairs
         config.check_passes(self.num_pairs)
-        self.stream = Stream(stage.draw, self.trained, config.seed, self._skip)
         parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(stage.module, optimizer)
         self._pictures = Pictures(run, f"{stage.base} | dvt-timm {__version__}")
+        self._kept: dict[str, list[int]] | None = None  # what is not trained on
         self._resume()
+        self._validation = stage.samples if stage.validation is None else stage.validation
+        self.trained, self.held_out = self._split()
+        self.stream = Stream(stage.draw, self.trained, config.seed, self._skip)
         self._unseen: list[Batch] = []  # held-out samples, one each, on the CPU
         self._clock = Clock(accelerator.device)
 
@@ -166,6 +163,16 @@ class Trainer:
                 raise RunError(f"none of {len(self.held_out)} held-out images can be read; see what has become of them")
             self.held_out, self._unseen = list(found), list(found.values())
         return self._unseen
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Give what to train on and what to hold out: as before, if the run is taken up."""
+        samples, config = self.stage.samples, self.config
+        if self.stage.validation is not None:
+            return list(range(len(samples))), list(range(len(self.stage.validation)))
+        if self._kept is None:
+            _, held_out = split(samples, config.held_out, config.seed, self._is_readable)
+            self._kept = {"held_out": held_out}
+        return sorted(set(range(len(samples))).difference(*self._kept.values())), self._kept["held_out"]
 
     @torch.no_grad()
     def _read_held_out(self, i: int) -> Batch | None:
@@ -290,6 +297,7 @@ class Trainer:
             state = {
                 "step": self.step,
                 "best": self.best,
+                "split": self._kept,
                 "pictures": self._pictures.state,
                 "module": self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -304,6 +312,7 @@ class Trainer:
             return
         try:
             self.step, self.best = state["step"], state["best"]
+            self._kept = state.get("split")  # up to version 0.1 it was drawn again
             self._pictures.state = state.get("pictures", {})  # up to version 0.1 there were no strips
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])

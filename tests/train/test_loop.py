@@ -202,6 +202,54 @@ def test_images_that_are_none_end_no_run(stage: str, workers: int, tmp_path: Pat
     assert equal(weights(run), weights(tmp_path / "whole"))
 
 
+def test_a_held_out_image_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that was trained on takes its place when the run is taken up."""
+    paths, run = photos(tmp_path / "photos", 10), tmp_path / "run"
+    config = replace(SHORT, held_out=3, most_passes=100)
+    whole = distill(teacher(), paths, tmp_path / "whole", config)
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(RunInterruptedError):
+        distill(teacher(), paths, run, config)
+    lost = Path(whole.names[1])
+    content = lost.read_bytes()
+    lost.unlink()
+    report = distill(teacher(), [path for path in paths if path != lost], run, config)
+    assert report.names == [whole.names[0], whole.names[2]]
+    assert report.skipped.keys() == {str(lost)}
+    assert equal(weights(run), weights(tmp_path / "whole"))
+    lost.write_bytes(content)
+    assert distill(teacher(), paths, run, config).names == whole.names
+
+
+def test_a_run_of_a_version_that_did_not_write_down_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, run = photos(tmp_path / "photos", 10), tmp_path / "run"
+    config = replace(SHORT, held_out=3)
+    whole = distill(teacher(), paths, tmp_path / "whole", config)
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(RunInterruptedError):
+        distill(teacher(), paths, run, config)
+    state = torch.load(run / CHECKPOINT, weights_only=True)
+    del state["split"]
+    torch.save(state, run / CHECKPOINT)
+    assert distill(teacher(), paths, run, config).names == whole.names
+    assert equal(weights(run), weights(tmp_path / "whole"))
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, once."""
+    take_step, left = Trainer._take_step, [steps]
+
+    def interrupting(trainer: Trainer, *arguments: Any) -> None:
+        take_step(trainer, *arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_take_step", interrupting)
+
+
 def test_no_image_at_all(tmp_path: Path) -> None:
     paths = photos(tmp_path / "photos", 6)
     for path in paths:

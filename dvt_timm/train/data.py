@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from os import PathLike
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._util.errors import RunError
+from .._util.files import sha256_of
 from .._util.images import ImageError, Preprocessing, check_aspect, read_hashed, read_image, reason_of
 from .._util.threads import made_ahead
 from ..offline import Decomposition, ImageFitter, Team, ViewPairs
@@ -26,6 +28,7 @@ Sample = Any  # a tensor, or a tuple of tensors
 Draw = Callable[[int, torch.Generator], Sample]  # index -> its sample as training sees it
 Skip = Callable[[int, ImageError], None]  # told of the index of a sample that cannot be read, and why
 MOST_HELD_OUT, HELD_OUT_SHARE = 64, 20  # one in 20 samples is held out, at most 64
+UNREADABLE = (OSError, ValueError)  # the latter of a name with NUL in it
 MOST_IN_A_ROW = 100  # samples that cannot be read: more are no accident
 
 
@@ -162,9 +165,15 @@ class Images:
 
 
 def split(
-    samples: Samples, held_out: int | None, seed: int, is_readable: Callable[[int], bool] = lambda i: True
+    samples: Samples,
+    held_out: int | None,
+    seed: int,
+    is_readable: Callable[[int], bool] = lambda i: True,
+    file: Callable[[int], Path] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Draw at random the indices to train on, and those to hold out, of samples that can be read.
+
+    Where samples are read from files, a copy of one that is held out is in neither.
 
     Raises:
         ValueError: if nothing is left to train on.
@@ -175,8 +184,43 @@ def split(
             f"{len(samples)} samples are too few to hold {count} out and train on the rest; give more images"
         )
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    kept = list(islice(filter(is_readable, order), count))
-    return sorted(set(order) - set(kept)), sorted(kept)
+    readable, originals = filter(is_readable, order), _Originals(file)
+    kept = list(islice(filter(originals.add, readable), count))
+    trained = sorted(i for i in set(order) - set(kept) if not originals.has_copy(i))
+    if not trained:
+        raise ValueError(
+            f"{len(samples)} samples are {len(kept)} images and copies of them, too few to hold {count} out and train "
+            "on the rest; give more images"
+        )
+    return trained, sorted(kept)
+
+
+class _Originals:
+    """Files, and which others hold the same to the byte: of those only such of their sizes are read."""
+
+    def __init__(self, file: Callable[[int], Path] | None) -> None:
+        self._file, self._sizes, self._hashes = file, set[int](), set[str]()
+
+    def add(self, i: int) -> bool:
+        """Take a file, unless it is a copy of one taken before: then False."""
+        if self._file is None:
+            return True
+        if self.has_copy(i):
+            return False
+        with suppress(*UNREADABLE):
+            self._sizes.add(self._file(i).stat().st_size)
+            self._hashes.add(sha256_of(self._file(i)))
+        return True
+
+    def has_copy(self, i: int) -> bool:
+        """Say whether a file is a copy of one that was taken; one that cannot be read is none."""
+        if self._file is None:
+            return False
+        path = self._file(i)
+        try:
+            return path.stat().st_size in self._sizes and sha256_of(path) in self._hashes
+        except UNREADABLE:
+            return False
 
 
 class Stream:

@@ -23,7 +23,7 @@ from .._util.images import ImageError
 from .._version import __version__
 from .checkpoint import read_checkpoint, write_checkpoint
 from .config import BETAS, TrainConfig
-from .data import Sample, Stream, batches, collate, derived_seed, positions, split
+from .data import Images, OnlinePairs, Sample, Stream, batches, collate, derived_seed, positions, split
 from .evaluation import Evaluation, evaluate
 from .log import RunLog
 from .loss import feature_losses
@@ -170,8 +170,11 @@ class Trainer:
         if self.stage.validation is not None:
             return list(range(len(samples))), list(range(len(self.stage.validation)))
         if self._kept is None:
-            _, held_out = split(samples, config.held_out, config.seed, self._is_readable)
-            self._kept = {"held_out": held_out}
+            of_files = isinstance(samples, OnlinePairs | Images) and self.step == 0  # older runs go on as they began
+            file = samples.path if of_files else None
+            trained, held_out = split(samples, config.held_out, config.seed, self._is_readable, file)
+            copies = set(range(len(samples))).difference(trained, held_out)
+            self._kept = {"held_out": held_out, "copies": sorted(copies)}
         return sorted(set(range(len(samples))).difference(*self._kept.values())), self._kept["held_out"]
 
     @torch.no_grad()

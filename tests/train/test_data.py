@@ -14,9 +14,10 @@ from torch import Tensor
 from training import equal
 
 from dvt_timm._util.errors import RunError
+from dvt_timm._util.files import sha256_of
 from dvt_timm._util.images import ImageError
 from dvt_timm.offline import fit_store, open_store
-from dvt_timm.train import OnlinePairs
+from dvt_timm.train import OnlinePairs, data
 from dvt_timm.train.data import Stream, batches, collate, positions, split
 
 
@@ -71,6 +72,27 @@ def test_what_can_be_read_is_held_out() -> None:
     assert len(others) == 4
     assert set(held_out) - broken < set(others)
     assert sorted(fewer + others) == list(range(100))
+
+
+def test_copies_of_what_is_held_out_are_neither_held_out_nor_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / str(i) for i in range(30)]
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i % 10]) * (1 + i % 5))  # three of each content, six of each size
+    files.append(tmp_path / "none")
+    read: list[Path] = []
+    monkeypatch.setattr(data, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    trained, held_out = split(files, 3, seed=0, file=files.__getitem__)
+    assert len({i % 10 for i in held_out}) == len(held_out) == 3
+    assert set(trained) - {30} == {i for i in range(30) if i % 10 not in {j % 10 for j in held_out}}
+    assert 30 in trained  # what cannot be read is no copy
+    sizes = {1 + i % 5 for i in held_out}
+    assert {file.stat().st_size for file in read} == sizes
+    for seed in range(4):
+        assert len(split(files[-2:], 1, seed, file=files[-2:].__getitem__)[0]) == 1
+    with pytest.raises(ValueError, match="30 samples are 10 images and copies of them, too few to hold 10 out and"):
+        split(files[:30], 10, seed=0, file=files.__getitem__)
 
 
 def test_one_sample_at_a_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -235,6 +236,41 @@ def test_a_run_of_a_version_that_did_not_write_down_what_is_held_out(
     torch.save(state, run / CHECKPOINT)
     assert distill(teacher(), paths, run, config).names == whole.names
     assert equal(weights(run), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_copies_of_what_is_held_out_are_not_trained_on(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after their originals have gone either; what cannot be read is told later, as ever."""
+    paths, run, config = photos(tmp_path / "photos", 6), tmp_path / "run", replace(SHORT, held_out=4)
+    paths += [Path(shutil.copy(path, path.with_name(f"copy-{path.name}"))) for path in paths]
+    paths.append(tmp_path / "photos/none.png")
+    trained: list[set[bytes]] = []
+    train = Trainer.train
+
+    def noting(trainer: Trainer) -> None:
+        trained.append({content for i in trainer.trained if (content := contents.get(paths[i]))})
+        train(trainer)
+
+    def start(run: Path) -> Any:
+        if stage == "train":
+            return train_denoiser(OnlinePairs(paths, fitter()), TINY, run, config)
+        return distill(teacher(), paths, run, config)
+
+    contents = {path: path.read_bytes() for path in paths[:-1]}
+    monkeypatch.setattr(Trainer, "train", noting)
+    whole = start(tmp_path / "whole")
+    held_out = {contents[Path(name)] for name in whole.names}
+    assert len(whole.names) == len(held_out) == 4
+    assert trained[0] == set(contents.values()) - held_out
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(RunInterruptedError):
+        start(run)
+    Path(whole.names[0]).unlink()
+    assert start(run).names == whole.names[1:]
+    assert equal(weights(run), weights(tmp_path / "whole"))
+    assert trained == trained[:1] * 3
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,11 @@ def planted(
     return [((each + artifact).to(dtype), each.to(dtype)) for each in clean]
 
 
-def store_of(folder: Path, pairs: list[tuple[Tensor, Tensor]], **changed: Any) -> FeatureStore:
-    """A store that holds given pairs, of the tiny model."""
+def store_of(folder: Path, pairs: list[tuple[Tensor, Tensor]], first: int = 0, **changed: Any) -> FeatureStore:
+    """A store that holds given pairs, of the tiny model; its images are numbered."""
     with writing(folder, {**settings_of(fitter(), half=False), **changed}):
         writer = StoreWriter(folder)
-        for i, (raw, clean) in enumerate(pairs):
+        for i, (raw, clean) in enumerate(pairs, first):
             writer.add(f"{i:064x}", Path(f"{i}.png"), {"raw": raw, "clean": clean}, {})
         writer.close()
     return open_store(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -63,11 +63,15 @@ class OnlinePairs:
         self.fitter = pulling(fitter, self.calibrate)
         self.settings = settings_of(self.fitter, False, self.calibrate)  # a store of them would have the same
 
+    @cached_property
+    def contents(self) -> list[tuple[Path, str]]:
+        """The images that can be read, each content once, with its SHA-256; it takes a read of each."""
+        return unique(self.paths, set(), skip=lambda *_: None)
+
     def prepare(self, folder: Path, team: Team, progress: bool = False) -> None:
         """Find what the images share, or read it from the folder, and pull to it from now on."""
         if self.calibrate:
-            images = unique(self.paths, set(), skip=lambda *_: None)
-            self.fitter = calibrated(self.fitter, images, self.calibrate, folder, team, progress)
+            self.fitter = calibrated(self.fitter, self.contents, self.calibrate, folder, team, progress)
 
     def __len__(self) -> int:
         return len(self.paths)

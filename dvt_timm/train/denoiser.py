@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._util.errors import warn_caller
 from ..checkpoints.heads import load_head, save_head
 from ..head import DenoiserHead
 from ..names import backbone_of, full_name, plain_model
@@ -32,7 +33,8 @@ class DenoiserStage:
 
     Raises:
         ValueError: if timm knows no ViT `base`; if there are no samples, or they are of another backbone or another
-            block than the last; if the initial head is of another width.
+            block than the last; if all images of `validation` are trained on (some are told by a warning); if the
+            initial head is of another width.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DenoiserStage:
             _check_pairs(pairs, self.base, plain)
         if validation is not None:
             _check_alike(samples.settings, validation.settings)
+            _check_others(samples, validation)
         if initial is None:
             torch.manual_seed(seed)
             self.module = DenoiserHead(plain.embed_dim, samples.shape[:2], num_blocks)
@@ -138,6 +141,22 @@ def _check_alike(settings: dict[str, Any], validation: dict[str, Any]) -> None:
                 f"{key} of the validation features is {validation[key]}, of those to train on {settings[key]}; fit the "
                 "store with the same model"
             )
+
+
+def _check_others(samples: FeatureStore | OnlinePairs, validation: FeatureStore) -> None:
+    """Warn if some of the images to measure on are trained on, raise ValueError if all are."""
+    if isinstance(samples, FeatureStore):
+        trained = {entry.sha256 for entry in samples.entries}
+    else:
+        trained = {sha256 for _, sha256 in samples.contents}
+    count, shared = len(validation), sum(entry.sha256 in trained for entry in validation.entries)
+    if shared == count:
+        raise ValueError(f"all {count} validation images are trained on too; fit the store of other images")
+    if shared:
+        warn_caller(
+            f"{shared} of {count} validation images are trained on too, which flatters what is measured; fit the store "
+            "of other images"
+        )
 
 
 def _digest(pairs: FeatureStore | OnlinePairs) -> str:

@@ -111,6 +111,27 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_images_to_measure_on_that_are_trained_on(store: FeatureStore, tmp_path: Path) -> None:
+    """Some are told, all are refused."""
+    some = store_of(tmp_path / "some", planted(5), first=10)
+    with pytest.warns(UserWarning, match=r"2 of 5 validation images are trained on too, .*; fit the store of other"):
+        DenoiserStage(store, TINY, validation=some)
+    with pytest.raises(ValueError, match=r"all 12 validation images are trained on too; fit .* of other images"):
+        train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=store)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_to_measure_on_that_are_trained_on_without_a_store(tmp_path: Path) -> None:
+    paths = photos(tmp_path / "photos", 5)
+    fit_store(fitter(), paths[:2], tmp_path / "store")
+    fit_store(fitter(), photos(tmp_path / "others", 2, first=7), tmp_path / "others-store")
+    online, same = OnlinePairs([*paths, tmp_path / "none.png"], fitter()), open_store(tmp_path / "store")
+    DenoiserStage(online, TINY, validation=open_store(tmp_path / "others-store"))
+    with pytest.raises(ValueError, match="all 2 validation images are trained on too"):
+        DenoiserStage(online, TINY, validation=same)
+
+
 def test_an_initial_head_of_another_width(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the initial head is 128 channels wide, .* has 64"):
         train_denoiser(store, TINY, tmp_path / "run", SHORT, initial=random_head(128))

@@ -100,7 +100,7 @@ def test_one_thread_reads_where_the_cpu_trains(tmp_path: Path) -> None:
 
 
 def test_all_samples_are_trained_on_where_others_validate(store: FeatureStore, tmp_path: Path) -> None:
-    validation = store_of(tmp_path / "validation", planted(3))
+    validation = store_of(tmp_path / "validation", planted(3), first=20)
     (tmp_path / "run").mkdir()
     trainer = Trainer(
         DenoiserStage(store, TINY, validation=validation), SHORT, tmp_path / "run", make_accelerator(SHORT)

@@ -127,9 +127,9 @@ def test_other_images_are_told_by_their_names(store: FeatureStore, tmp_path: Pat
     distill(teacher(), paths[4::-1], run, SHORT)  # another order is none
     (run / "images.json").unlink()  # a run of an earlier version
     distill(teacher(), paths[:5], run, SHORT)
-    train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "v", planted(3)))
-    with pytest.raises(RunError, match=r"made with 3 images, .*\(not named now: 1, first 2.png\)"):
-        train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "w", planted(2)))
+    train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "v", planted(3), first=20))
+    with pytest.raises(RunError, match=r"made with 3 images, .*\(not named now: 1, first 22.png\)"):
+        train_denoiser(store, TINY, tmp_path / "head", SHORT, validation=store_of(tmp_path / "w", planted(2), first=20))
 
 
 def test_a_name_that_is_no_utf_8_is_recorded(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_other_features_of_the_same_images_are_refused(store: FeatureStore, tmp_
 
 
 def test_other_features_to_validate_on_are_refused(store: FeatureStore, tmp_path: Path) -> None:
-    train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=store_of(tmp_path / "v", planted(3)))
-    other = store_of(tmp_path / "w", planted(3), views={**store.settings["views"], "kind": "crops"})
+    train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=store_of(tmp_path / "v", planted(3), first=20))
+    other = store_of(tmp_path / "w", planted(3), first=20, views={**store.settings["views"], "kind": "crops"})
     with pytest.raises(RunError, match=r"validation\.features\.views\.kind is 'jitter', not 'crops'"):
         train_denoiser(store, TINY, tmp_path / "run", SHORT, validation=other)
 

@@ -120,12 +120,11 @@ def _sample(frames: Iterator[Image.Image], preprocessing: Preprocessing) -> tupl
 
 
 def _maps(model: Any, preprocessing: Preprocessing, frame: Image.Image) -> tuple[Tensor, Tensor]:
-    """Give a frame's raw and denoised maps, [h, w, C] float32 on the CPU."""
+    """Give a frame's raw and denoised maps, [1, C, h, w] float32 on the CPU."""
     with torch.inference_mode():
         maps = feature_maps(model, preprocessing.to_tensor(frame))
     assert maps.denoised is not None
-    raw, denoised = (fmap[0].permute(1, 2, 0).float().cpu() for fmap in (maps.raw, maps.denoised))
-    return raw, denoised
+    return maps.raw.float().cpu(), maps.denoised.float().cpu()
 
 
 def _labels(done: Film) -> list[str]:

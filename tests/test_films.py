@@ -106,6 +106,18 @@ def test_frames_show_the_picture_and_the_maps_in_the_films_colors(pan: Path, tmp
         assert (drawn[-1] == color).all(axis=2).sum() >= 60 * 60
 
 
+def test_a_film_of_tall_frames_is_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """72 x 4 patches of 64 channels: more rows than channels."""
+    monkeypatch.setattr(viz, "film_frame", lambda frame, tiles, *_: grids.append(tiles.shape) or frame)
+    grids: list[tuple[int, ...]] = []
+    (tmp_path / "frames").mkdir()
+    for seed in range(2):
+        photo(seed).resize((64, 1152)).save(tmp_path / f"frames/{seed}.png")
+    model = create(TINY, embed_dim=DIM, denoiser=random_head(DIM), dynamic_img_size=True)
+    dvt_timm.film(model, tmp_path / "frames", tmp_path / "film", size=64)
+    assert grids == [(3, 72, 4, 3)] * 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 33, 100])
 def test_the_sample_is_spread_over_the_film(count: int) -> None:
     preprocessing = preprocessing_of(create(TINY, embed_dim=64), 16)

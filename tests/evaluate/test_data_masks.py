@@ -123,6 +123,14 @@ def test_a_class_named_void_is_ignored(own: Path) -> None:
     assert masks[0].read_labels().tolist() == [[255, 0, 255], [0, 0, 255]]
 
 
+def test_any_number_of_colors_may_be_void(own: Path) -> None:
+    write_text(own / "classes.txt", "0 0 0 void", "10 20 30 road", "255 255 255 Void")
+    write_image(own / "masks" / "a.png")
+    masks = FolderMasks(own)
+    assert masks.classes == ["road"]
+    assert masks[0].read_labels().tolist() == [[0, 0, 0]] * 2
+
+
 def test_splits_by_share_are_the_same_every_time(own: Path) -> None:
     train, val = ([sample.name for sample in part] for part in open_masks(own, share=1 / 3, seed=1))
     assert (len(train), sorted(train + val)) == (2, list("abcdef"))
@@ -220,6 +228,8 @@ def test_classes_that_cannot_be_understood(own: Path) -> None:
     cases = (
         (["1 2 3 road", "tree"], "'tree' is no \"red green blue name\""),
         (["1 2 3 road", "1 2 3 tree"], "two classes have the same color"),
+        (["road", "tree", "road"], "two classes are named 'road'; give each a name of its own"),
+        (["1 2 3 road", "4 5 6 road"], "two classes are named 'road'"),
         (["void"], "names 0 classes"),
         ([str(i) for i in range(256)], "names 256 classes, there may be 1 to 255"),
     )

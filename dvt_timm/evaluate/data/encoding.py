@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..._util.images import ImageError
 from ..probes import VOID
-from .listed import read_list, read_png
+from .listed import read_colors, read_list, read_png
 
 NO_CLASS = "void"  # in classes.txt
 
@@ -54,7 +54,7 @@ class Encoding:
 
     def _values(self, path: Path) -> NDArray[Any]:  # [H, W]
         if self.colors:
-            return np.asarray(read_png(path).convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+            return np.asarray(read_colors(path)).astype(np.int64) @ np.array([65536, 256, 1])
         return _indices(path)
 
 

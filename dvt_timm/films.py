@@ -20,7 +20,7 @@ from tqdm import tqdm
 from . import viz
 from ._util.images import Preprocessing, preprocessing_of
 from ._util.modules import uncompiled
-from ._util.video import FPS, MOST_FPS, Frames, film_writer
+from ._util.video import FPS, LEAST_FPS, MOST_FPS, Frames, film_writer
 from .caption import caption_of
 from .features import check_patches, feature_maps
 
@@ -61,7 +61,8 @@ def film(
             .gif, or without a suffix a folder of PNG frames.
         size: pixels of a frame's shorter side, rounded to whole patches; the model's own by default.
         every: take one frame of so many.
-        fps: frames a second of what is written; by default the source's, divided by `every`, 10 for a folder.
+        fps: frames a second of what is written, 0.00153 to 240; by default the source's, divided by `every`, 10 for a
+            folder.
         progress: whether to show a bar on a terminal.
 
     Returns:
@@ -77,8 +78,10 @@ def film(
     inner = uncompiled(model)
     if getattr(inner, "denoiser", None) is None:
         raise ValueError("a film shows raw and denoised features; this model does not denoise, see dvt_timm.denoise")
-    if every < 1 or (fps is not None and not 0 < fps <= MOST_FPS):
-        raise ValueError(f"every must be 1 or more and fps above 0, up to {MOST_FPS}, got {every} and {fps}")
+    if every < 1:
+        raise ValueError(f"every must be 1 or more, got {every}")
+    if fps is not None and not LEAST_FPS <= fps <= MOST_FPS:
+        raise ValueError(f"fps must be {float(LEAST_FPS):.3g} to {MOST_FPS}, got {fps}")
     frames, preprocessing = Frames(Path(source)), preprocessing_of(inner, size)
     check_patches(inner, *preprocessing.size_of(next(iter(frames))))
     rate = Fraction(fps).limit_denominator(1001) if fps else (frames.fps or FPS) / (every if frames.fps else 1)
@@ -120,12 +123,11 @@ def _sample(frames: Iterator[Image.Image], preprocessing: Preprocessing) -> tupl
 
 
 def _maps(model: Any, preprocessing: Preprocessing, frame: Image.Image) -> tuple[Tensor, Tensor]:
-    """Give a frame's raw and denoised maps, [h, w, C] float32 on the CPU."""
+    """Give a frame's raw and denoised maps, [1, C, h, w] float32 on the CPU."""
     with torch.inference_mode():
         maps = feature_maps(model, preprocessing.to_tensor(frame))
     assert maps.denoised is not None
-    raw, denoised = (fmap[0].permute(1, 2, 0).float().cpu() for fmap in (maps.raw, maps.denoised))
-    return raw, denoised
+    return maps.raw.float().cpu(), maps.denoised.float().cpu()
 
 
 def _labels(done: Film) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import dvt_timm
 from dvt_timm import evaluate, films, viz
 from dvt_timm._util.images import preprocessing_of
-from dvt_timm._util.video import Frames
+from dvt_timm._util.video import Frames, film_writer
 from dvt_timm.head import Head
 
 GRID, DIM = (4, 5), 64
@@ -106,6 +107,18 @@ def test_frames_show_the_picture_and_the_maps_in_the_films_colors(pan: Path, tmp
         assert (drawn[-1] == color).all(axis=2).sum() >= 60 * 60
 
 
+def test_a_film_of_tall_frames_is_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """72 x 4 patches of 64 channels: more rows than channels."""
+    monkeypatch.setattr(viz, "film_frame", lambda frame, tiles, *_: grids.append(tiles.shape) or frame)
+    grids: list[tuple[int, ...]] = []
+    (tmp_path / "frames").mkdir()
+    for seed in range(2):
+        photo(seed).resize((64, 1152)).save(tmp_path / f"frames/{seed}.png")
+    model = create(TINY, embed_dim=DIM, denoiser=random_head(DIM), dynamic_img_size=True)
+    dvt_timm.film(model, tmp_path / "frames", tmp_path / "film", size=64)
+    assert grids == [(3, 72, 4, 3)] * 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 33, 100])
 def test_the_sample_is_spread_over_the_film(count: int) -> None:
     preprocessing = preprocessing_of(create(TINY, embed_dim=64), 16)
@@ -156,9 +169,11 @@ def test_memory_does_not_grow_with_the_film(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every must be 1"),
-        ({"fps": 0.0}, "fps above 0"),
-        ({"fps": 1e9}, "up to 240"),
+        ({"every": 0}, "every must be 1 or more, got 0"),
+        ({"fps": 0.0}, "fps must be 0.00153 to 240, got 0.0"),
+        ({"fps": 0.0004}, "fps must be 0.00153 to 240, got 0.0004"),
+        ({"fps": float("nan")}, "fps must be"),
+        ({"fps": 1e9}, "to 240"),
         ({"size": 100000}, "262,144"),
     ],
 )
@@ -166,6 +181,24 @@ def test_numbers_that_are_refused(pan: Path, tmp_path: Path, options: Any, messa
     with pytest.raises(ValueError, match=message):
         dvt_timm.film(model_with_an_artifact(), pan, tmp_path / "film", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["film.gif", "film.mp4"])
+def test_too_slow_a_film_is_told_before_the_work(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo().save(tmp_path / "clip.gif", duration=100)
+    monkeypatch.setattr(films, "feature_maps", lambda *_: pytest.fail("it worked"))
+    message = r"a film has 0.00153 frames a second or more, got 0.001; lower every, or set fps"
+    with pytest.raises(ValueError, match=message):
+        dvt_timm.film(model_with_an_artifact(), tmp_path / "clip.gif", tmp_path / out, every=10_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.gif"]
+
+
+def test_the_slowest_film(pan: Path, tmp_path: Path) -> None:
+    model = model_with_an_artifact()
+    dvt_timm.film(model, pan, tmp_path / "slow.gif", size=64, every=4, fps=0.00153)
+    assert Frames(tmp_path / "slow.gif").fps == pytest.approx(0.00153, rel=0.01)
+    with film_writer(tmp_path / "frames", Fraction(1, 1000)):  # which have no rate
+        pass
 
 
 def test_a_model_that_does_not_denoise(pan: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from .files import replacing
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
 HEAD = 16  # bytes that tell the kind of an image
+BIT_DEPTH = 24  # place in a PNG
 ORIENTATION = 0x0112  # EXIF's tag
 TURNS: dict[Any, Image.Transpose] = {  # its values, and what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,7 +98,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ImageError: if it is missing, none of these, damaged, or has too many pixels (`large_images`).
     """
-    return _decoded(_bytes_of(path), path)
+    return _decoded(_bytes_of(path), path, upright_rgb)
 
 
 def read_hashed(path: Path) -> tuple[Image.Image, str]:
@@ -107,7 +108,19 @@ def read_hashed(path: Path) -> tuple[Image.Image, str]:
         ImageError: as `read_image`.
     """
     data = _bytes_of(path)
-    return _decoded(data, path), hashlib.sha256(data).hexdigest()
+    return _decoded(data, path, upright_rgb), hashlib.sha256(data).hexdigest()
+
+
+def read_png_and_bits(path: Path) -> tuple[Image.Image, int]:
+    """Read a PNG in the mode that Pillow gives it, and how many bits the file has for a value.
+
+    Raises:
+        ImageError: if it is missing, no PNG, damaged, or has too many pixels (`large_images`).
+    """
+    data = _bytes_of(path)
+    if _reader_of(data) is not PngImageFile:
+        raise ImageError(f"{path}: not a PNG image")
+    return _decoded(data, path, Image.Image.copy), data[BIT_DEPTH]
 
 
 @contextmanager
@@ -133,14 +146,14 @@ def _bytes_of(path: Path) -> bytes:
         raise ImageError(f"{path}: {reason_of(error)}") from error
 
 
-def _decoded(data: bytes, path: Path) -> Image.Image:
+def _decoded(data: bytes, path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
     reader = _reader_of(data)
     if reader is None:
         raise ImageError(f"{path}: not a JPEG, PNG or WebP image")
     try:
         with reader(BytesIO(data)) as image:
             _check_pixels(path, image)
-            return upright_rgb(image)
+            return read(image)
     except ImageError:
         raise
     except Exception as error:  # decoders raise what they happen to meet in a damaged file, of any class

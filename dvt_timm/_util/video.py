@@ -21,7 +21,7 @@ from .images import SUFFIXES, ImageError, read_image, reason_of
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # suffix -> ffmpeg's name
 GIF = ".gif"
 FPS = Fraction(10)  # of what has no rate of its own
-MOST_FPS = 240
+LEAST_FPS, MOST_FPS = Fraction(100, 65535), 240  # a GIF counts hundredths of a second in 16 bits
 
 Write: TypeAlias = Callable[[NDArray[np.uint8]], None]  # takes [H, W, 3] RGB
 
@@ -137,7 +137,7 @@ def film_writer(out: Path, fps: Fraction) -> AbstractContextManager[Write]:
     """Write a film, whole or not at all: a clip (.mp4, .m4v, .mov, .mkv; H.264), a .gif, or PNG frames in a new folder.
 
     Raises:
-        ValueError: if the suffix is another one.
+        ValueError: if the suffix is another one, or a clip or GIF has fewer than `LEAST_FPS` frames a second.
         FileExistsError: if there is something at `out`.
         FileNotFoundError: if the folder that it is to lie in is not there.
         ImportError: if it is a clip and PyAV is not installed.
@@ -152,6 +152,10 @@ def film_writer(out: Path, fps: Fraction) -> AbstractContextManager[Write]:
         raise FileExistsError(f"{out} exists; remove it, or choose another name")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent}; make it first")
+    if suffix and fps < LEAST_FPS:
+        raise ValueError(
+            f"a film has {float(LEAST_FPS):.3g} frames a second or more, got {float(fps):.3g}; lower every, or set fps"
+        )
     if suffix in CONTAINERS:
         _av()
         return _clip_writer(out, CONTAINERS[suffix], fps)

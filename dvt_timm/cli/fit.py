@@ -87,13 +87,15 @@ def _panel_writer(model: Any, targets: dict[Path, Path]) -> Callable[[Path, Imag
     from .. import viz
     from .._util.images import save_picture
     from ..caption import caption_of
+    from ..viz.arrays import channels_first
 
     def write(path: Path, picture: Image.Image, decomposition: Decomposition) -> None:
         parts = (decomposition.raw, decomposition.semantics, decomposition.artifact, decomposition.residual)
+        maps = map(channels_first, parts)
         target = targets[path].with_name(f"{targets[path].name}.png")
         caption = caption_of(model, decomposition.raw.shape[:2], _figures(decomposition.stats))
         try:
-            save_picture(viz.decomposition_panel(np.asarray(picture), *parts, caption=caption), target, caption)
+            save_picture(viz.decomposition_panel(np.asarray(picture), *maps, caption=caption), target, caption)
         except OSError as error:
             raise CommandError(
                 f"cannot write {target}: {error}; finished images are kept, run the same again"

@@ -27,6 +27,7 @@ from ..features import layers_of
 from ..names import name_of
 from ..offline.run import fingerprint
 from ..positions import PositionViews
+from ..viz.arrays import channels_first
 from .console import CommandError
 
 MEASURED = ("original_size", "image_size", "grid_size")  # metadata that needs the image decoded
@@ -195,7 +196,7 @@ def panel_of(model: Any, features: Extracted, options: Mapping[str, Any]) -> Pan
     maps = {"features": features.raw}
     if features.denoised is not None:
         maps = {"raw": features.raw, "denoised": features.denoised}
-    maps = {name: fmap.float() for name, fmap in maps.items()}
+    maps = {name: channels_first(fmap.float()) for name, fmap in maps.items()}
     caption = caption_of(model, (height, width))
     return Panel(viz.feature_panel(features.pixels.numpy(), maps, caption=caption, **options), caption)
 

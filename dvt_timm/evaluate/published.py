@@ -13,9 +13,11 @@ from .rows import DENOISED, PLAIN, Rows
 def published_of(rows: Rows, figure: str) -> dict[str, float]:
     """Give the published figure of each row that has one: "voc_miou", "ade20k_miou" in percent, "nyu_rmse" in meters.
 
-    Weights of one's own have none. Plain features are the base's, the row "denoised" is the named model's, and another
-    model's row that of its name.
+    Weights of one's own have none, nor has a block before the last one. Plain features are the base's, the row
+    "denoised" is the named model's, and another model's row that of its name.
     """
+    if not rows.is_last:
+        return {}
     name = "" if own_weights_sha256(rows.model) else _name(rows.model)
     variant = published_variants().get(name)
     base = variant.base if variant is not None and variant.backbone is None else name

@@ -24,7 +24,7 @@ from ..evaluate.rows import PLAIN, Rows
 from ..features import check_patches, feature_maps
 from ..names import name_of
 from ..positions import PositionViews
-from ..viz.arrays import Floats, as_map
+from ..viz.arrays import Floats, as_map, channels_first
 from .encoding import Components, cosines_between, directions, encode, errors, link, principal_axes, second_moment
 from .figures import FEWEST, Leakage
 from .page import page_of
@@ -230,7 +230,7 @@ def explore_rows(rows: Rows, images: Sequence[Path], row: str | None = None) -> 
         height, width = maps[PLAIN].shape[:2]
         patch = rows.model.patch_embed.patch_size
         seen = image.resize((width * patch[1], height * patch[0]))
-        page.add(name, seen, *(maps[each].permute(2, 0, 1)[None] for each in (PLAIN, row)))
+        page.add(name, seen, *(channels_first(maps[each]) for each in (PLAIN, row)))
     return page
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..viz import Pixels, kmeans_labels, matched_labels, pca_rows, salient_patch
+from ..viz import Pixels, matched_labels
 from ..viz.arrays import Floats, as_pixels
+from ..viz.clusters import cluster_labels
+from ..viz.maps import row_colors, salient_place
 
 CLUSTERS = 6
 # Okabe's and Ito's colors, which color-blind eyes tell apart
@@ -19,20 +21,20 @@ NORM_QUANTILES = (0.005, 0.995)  # of norms: the ends of their color scale
 
 def pca_colors(maps: list[Floats]) -> list[Pixels]:  # [h, w, C] each -> [h, w, 3] each
     """Color maps by `viz.pca_rows`: in the axes of the first one, each about its own mean and in its own scale."""
-    return [as_pixels(colors) for colors in pca_rows(list(map(_unmistakable, maps)))]
+    return [as_pixels(colors) for colors in row_colors(maps)]
 
 
 def matched_clusters(maps: list[Floats]) -> list[NDArray[np.uint8]]:  # [h, w, C] each -> [h, w] each
     """Cluster each map by direction; the others have the first one's numbers, by what clusters share."""
     count = min(CLUSTERS, maps[0][..., 0].size)
-    first, *others = (kmeans_labels([_unmistakable(fmap)], count)[0] for fmap in maps)
+    first, *others = (cluster_labels([fmap], count)[0] for fmap in maps)
     matched = [first, *(matched_labels(labels, first, count) for labels in others)]
     return [labels.astype(np.uint8) for labels in matched]
 
 
 def farthest(maps: list[Floats]) -> int:  # [h, w, C] each
     """Find the patch that `viz.salient_patch` chooses: its number, row by row."""
-    row, column = salient_patch(list(map(_unmistakable, maps)))
+    row, column = salient_place(maps)
     return row * maps[0].shape[1] + column
 
 
@@ -43,8 +45,3 @@ def color_steps(values: list[Floats], lowest: float | None = None) -> tuple[list
     spread = high - low if high > low else 1.0
     steps = [(255 * np.clip((each - low) / spread, 0, 1)).round().astype(np.uint8) for each in values]
     return steps, (low, low + spread)
-
-
-def _unmistakable(fmap: Floats) -> Floats:  # [h, w, C] -> [1, C, h, w]
-    """Put the channels first, of four axes: of three `viz` may have to guess which one they are."""
-    return np.moveaxis(fmap, 2, 0)[None]

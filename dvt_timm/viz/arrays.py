@@ -1,4 +1,7 @@
-"""Reads what users hand in: feature maps and images, from tensors, arrays and PIL, as arrays of one layout."""
+"""Reads what users hand in: feature maps and images, from tensors, arrays and PIL, as arrays of one layout.
+
+A map is read once, where it is handed in: what the package computes with, `Floats`, is [h, w, C] and never guessed at.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +62,19 @@ def as_maps(maps: Sequence[FeatureMap]) -> list[Floats]:
     arrays = [as_map(features) for features in maps]
     if not arrays:
         raise ValueError("no feature maps given; pass at least one")
+    return same_channels(arrays)
+
+
+def same_channels(arrays: list[Floats]) -> list[Floats]:  # [h_i, w_i, C] each
+    """Raise ValueError if maps differ in channels; give them back."""
     if len({array.shape[2] for array in arrays}) > 1:
         raise ValueError(f"maps must have the same channels, got {[array.shape for array in arrays]}; use one model")
     return arrays
+
+
+def channels_first(features: Tensor) -> Tensor:  # [h, w, C] -> [1, C, h, w]
+    """Lay a map out as `as_map` cannot mistake it: of three axes it has to guess which one the channels are."""
+    return features.permute(2, 0, 1)[None]
 
 
 def as_image(image: ImageLike) -> Pixels:

@@ -27,7 +27,11 @@ def kmeans_labels(maps: Sequence[FeatureMap], num_clusters: int = 6, seed: int =
         ValueError: if there is no map, or a map is not finite or of another shape or number of channels; if the number
             of clusters is not 1..N.
     """
-    arrays = as_maps(maps)
+    return cluster_labels(as_maps(maps), num_clusters, seed)
+
+
+def cluster_labels(arrays: list[Floats], num_clusters: int, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Do what `kmeans_labels` does, with maps [h_i, w_i, C] that were read; raise ValueError as it does."""
     tokens = unit(tokens_of(arrays))
     if not 1 <= num_clusters <= len(tokens):
         raise ValueError(f"num_clusters must be 1..{len(tokens)} (the number of patches), got {num_clusters}")

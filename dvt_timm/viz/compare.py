@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FeatureMap, Floats, ImageLike, Pixels, as_image, as_pixels, centered
-from .clusters import kmeans_labels, matched_labels
-from .maps import FLAT, check_patch, colorize, norm_map, pca_rows, salient_patch, same_grid, similarity
+from .clusters import cluster_labels, matched_labels
+from .maps import FLAT, check_patch, colorize, cosines_with, norms_of, row_colors, salient_place, same_grid
 from .panel import Column, Style, draw_panel
 
 COLUMNS = ("pca", "clusters", "norm", "similarity", "removed")
@@ -68,7 +68,7 @@ def feature_panel(
     check_columns(names)
     if "removed" in names and len(maps) == 1:
         raise ValueError("the column 'removed' compares maps, and there is one; leave it out of columns")
-    patch = salient_patch(maps) if patch is None else patch
+    patch = salient_place(maps) if patch is None else patch
     check_patch(patch, maps[0].shape[:2])
     draw: dict[str, Callable[[], Column]] = {
         "pca": partial(_pca_column, maps),
@@ -110,7 +110,7 @@ def decomposition_panel(
         ValueError: if a map is not finite or differs in shape, or the image has another shape or type.
     """
     pixels, maps = as_image(image), same_grid([raw, semantics, artifact, residual])
-    colors = [*pca_rows(maps[:2]), *(pca_rows([each])[0] for each in maps[2:])]
+    colors = [*row_colors(maps[:2]), *(row_colors([each])[0] for each in maps[2:])]
     notes = [f"{_share(each, maps[0])} of raw's variance" for each in maps]
     norms, ranges = _norm_tiles(maps)
     columns = [
@@ -127,12 +127,12 @@ def check_columns(columns: Sequence[str]) -> None:
 
 
 def _pca_column(maps: list[Floats]) -> Column:
-    tiles = [as_pixels(colors) for colors in pca_rows(maps)]
+    tiles = [as_pixels(colors) for colors in row_colors(maps)]
     return Column("PCA", tiles, note="one basis, scale per row")
 
 
 def _clusters_column(maps: list[Floats], num_clusters: int) -> Column:
-    first, *others = [kmeans_labels([array], num_clusters)[0] for array in maps]
+    first, *others = [cluster_labels([array], num_clusters)[0] for array in maps]
     labels = [first, *(matched_labels(each, first, num_clusters) for each in others)]
     notes = ["", *(f"{100 * (each == first).mean():.0f} % of patches as above" for each in labels[1:])]
     palette = _palette(num_clusters)
@@ -140,7 +140,7 @@ def _clusters_column(maps: list[Floats], num_clusters: int) -> Column:
 
 
 def _norm_column(maps: list[Floats]) -> Column:
-    norms = [norm_map(array) for array in maps]
+    norms = [norms_of(array) for array in maps]
     medians = [float(np.median(norm)) for norm in norms]
     relative = [norm / (median or 1.0) for norm, median in zip(norms, medians, strict=True)]
     low, high = _ends(relative)
@@ -154,7 +154,7 @@ def _norm_column(maps: list[Floats]) -> Column:
 
 
 def _similarity_column(maps: list[Floats], patch: tuple[int, int]) -> Column:
-    cosines = [similarity(centered(array), patch) for array in maps]
+    cosines = [cosines_with(centered(array), patch) for array in maps]
     low, high = _ends(cosines)[0], 1.0
     tiles = [colorize(each, low, high) for each in cosines]
     return Column("similarity", tiles, bar=_bar(), ends=(f"{low:.2f}", "1"), marked=True)
@@ -163,7 +163,7 @@ def _similarity_column(maps: list[Floats], patch: tuple[int, int]) -> Column:
 def _removed_column(maps: list[Floats], labels: list[str]) -> Column:
     removed = [centered(maps[0] - array) for array in maps[1:]]
     (norm,), (note,) = _norm_tiles(removed[-1:])
-    colors = pca_rows(removed[::-1])[::-1]
+    colors = row_colors(removed[::-1])[::-1]
     tiles = [norm, *(as_pixels(each) for each in colors)]
     notes = [note, *(f"PCA, {_share(each, maps[0])} of variance" for each in removed)]
     return Column("removed", tiles, notes, f"{labels[0]} - {labels[-1]}" if len(maps) == 2 else f"from {labels[0]}")
@@ -171,7 +171,7 @@ def _removed_column(maps: list[Floats], labels: list[str]) -> Column:
 
 def _norm_tiles(maps: Sequence[Floats]) -> tuple[list[Pixels], list[str]]:
     """Draw each map's norm in its own scale; the tiles, and the ends of their scales."""
-    norms = [norm_map(array) for array in maps]
+    norms = [norms_of(array) for array in maps]
     ends = [_ends([norm]) for norm in norms]
     tiles = [colorize(norm, *each) for norm, each in zip(norms, ends, strict=True)]
     return tiles, [f"norm {low:.3g} to {high:.3g}" for low, high in ends]

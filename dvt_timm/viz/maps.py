@@ -79,7 +79,12 @@ def pca_rows(maps: Sequence[FeatureMap]) -> list[Floats]:
     Raises:
         ValueError: if there is no map, or a map is not finite or of another shape or number of channels.
     """
-    arrays = [centered(array) for array in as_maps(maps)]
+    return row_colors(as_maps(maps))
+
+
+def row_colors(maps: Sequence[Floats]) -> list[Floats]:  # [h_i, w_i, C] each -> [h_i, w_i, 3] each
+    """Do what `pca_rows` does, with maps that were read."""
+    arrays = [centered(array) for array in maps]
     axes = axes_of(tokens_of(arrays[:1]))
     return [PcaColors.scaled_to(tokens_of([array]), axes)(array) for array in arrays]
 
@@ -108,7 +113,12 @@ def salient_patch(maps: Sequence[FeatureMap]) -> tuple[int, int]:
     Raises:
         ValueError: if there is no map, or a map is not finite or differs in shape.
     """
-    distances = [np.linalg.norm(centered(array), axis=2) for array in same_grid(maps)]
+    return salient_place(same_grid(maps))
+
+
+def salient_place(maps: Sequence[Floats]) -> tuple[int, int]:  # [h, w, C] each
+    """Do what `salient_patch` does, with maps that were read."""
+    distances = [norms_of(centered(array)) for array in maps]
     nearest = np.min([each / (np.sqrt((each**2).mean()) or 1.0) for each in distances], axis=0)  # [h, w]
     row, column = np.unravel_index(nearest.argmax(), nearest.shape)
     return int(row), int(column)
@@ -126,7 +136,12 @@ def norm_map(features: FeatureMap) -> Floats:
     Raises:
         ValueError: if the map is not finite or of another shape.
     """
-    norms: Floats = np.linalg.norm(as_map(features), axis=2)
+    return norms_of(as_map(features))
+
+
+def norms_of(array: Floats) -> Floats:  # [h, w, C] -> [h, w]
+    """Do what `norm_map` does, with a map that was read."""
+    norms: Floats = np.linalg.norm(array, axis=2)
     return norms
 
 
@@ -143,8 +158,14 @@ def similarity(features: FeatureMap, patch: tuple[int, int]) -> Floats:
     Raises:
         ValueError: if the map is not finite or of another shape, or if the patch lies outside.
     """
-    tokens = unit(as_map(features))
-    check_patch(patch, tokens.shape[:2])
+    array = as_map(features)
+    check_patch(patch, array.shape[:2])
+    return cosines_with(array, patch)
+
+
+def cosines_with(array: Floats, patch: tuple[int, int]) -> Floats:  # [h, w, C] -> [h, w]
+    """Do what `similarity` does, with a map that was read and one of its patches."""
+    tokens = unit(array)
     cosines: Floats = tokens @ tokens[patch]
     return cosines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .arrays import FeatureMap, ImageLike, Pixels, as_image, as_maps, as_pixels, centered, tokens_of
+from .arrays import FeatureMap, ImageLike, Pixels, as_image, as_maps, as_pixels, centered, same_channels, tokens_of
 from .canvas import GAP, GRAY, INK, MARGIN, NOTE, enlarged, fitted, new_canvas, paste, shortened, with_caption, write
 from .maps import PcaColors, axes_of
 
@@ -64,7 +64,7 @@ def contact_sheet(
             f"a sheet takes as many maps of every kind, and names, as images, got {len(photos)} images, "
             f"{', '.join(f'{len(maps)} {kind}' for kind, maps in kinds.items()) or 'no maps'}, {len(labels)} names"
         )
-    as_maps([maps[0] for maps in kinds.values()])  # all of one model
+    same_channels([maps[0] for maps in kinds.values()])  # all of one model
     axes = axes_of(tokens_of(next(iter(kinds.values()))))
     colors = {kind: PcaColors.scaled_to(tokens_of(maps), axes) for kind, maps in kinds.items()}
     cells = []

@@ -204,7 +204,8 @@ def fuzzed(rounds: int) -> tuple[int, int]:
     chance, good, bad = random.Random(0), 0, 0
     for number in range(rounds):
         try:
-            assert images._decoded(mutated(*files[number % len(files)], chance), Path("a")).mode == "RGB"
+            data = mutated(*files[number % len(files)], chance)
+            assert images._decoded(data, Path("a"), images.upright_rgb).mode == "RGB"
             good += 1
         except ImageError:
             bad += 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -298,6 +299,18 @@ def test_every_option_that_matters_is_recorded() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_the_panel_of_a_tall_image(run: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """72 x 4 patches of 64 channels: more rows than channels."""
+    drawn: list[Any] = []
+    panel = viz.feature_panel
+    monkeypatch.setattr(viz, "feature_panel", lambda *args, **options: drawn.append(args[1]) or panel(*args, **options))
+    saved(tmp_path / "tall.png", picture(1152, 64))
+    assert run("tall.png", "--panels", "--patch", "60,2", size="64") == 0
+    stored = load_file(tmp_path / "out/tall.safetensors")
+    for name, fmap in drawn[0].items():
+        np.testing.assert_allclose(viz.norm_map(fmap), stored[name].norm(dim=2), rtol=1e-5)
+
+
 def test_a_panel_is_part_of_the_result_where_it_is_wanted(run: Any, tmp_path: Path, capsys: Any) -> None:
     saved(tmp_path / "a.jpg")
     maps, panel = tmp_path / "out/a.safetensors", tmp_path / "out/a.png"

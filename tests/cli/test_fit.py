@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dvt_timm
+from dvt_timm import viz
 from dvt_timm.cli import fit as fit_command
 from dvt_timm.cli import main as cli
 from dvt_timm.cli import stage1
-from dvt_timm.offline import ImageFitter, LeastSquaresSolver, NeuralFieldSolver, open_store
+from dvt_timm.offline import Decomposition, ImageFitter, LeastSquaresSolver, NeuralFieldSolver, open_store
 from dvt_timm.offline.fit import default_solver
 from dvt_timm.offline.views import Kind
 
@@ -124,6 +125,19 @@ def test_lists_with_odd_lines(run: Callable[..., int], tmp_path: Path, capsys: p
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     assert run("list.txt") == 2
     assert "cannot read the list list.txt" in capsys.readouterr().err
+
+
+def test_the_panel_of_a_tall_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than channels, as patches that are wider than high make them."""
+    model = timm.create_model(TINY)
+    parts = [torch.randn(72, 4, 64, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    decomposition = Decomposition(*parts, stats={"solver": "none", "num_views": 3}, semantics_at=lambda xy: xy)
+    drawn: list[Any] = []
+    monkeypatch.setattr(viz, "decomposition_panel", lambda photo, *maps, **_: drawn.extend(maps) or photo)
+    picture = Image.new("RGB", (8, 8))
+    fit_command._panel_writer(model, {Path("a.png"): tmp_path / "a"})(Path("a.png"), picture, decomposition)
+    for fmap, part in zip(drawn, parts, strict=True):
+        np.testing.assert_allclose(viz.norm_map(fmap), part.norm(dim=2), rtol=1e-5)
 
 
 def test_a_panel_that_cannot_be_written_is_one_line(

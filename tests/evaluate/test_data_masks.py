@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
+from dvt_timm._util.images import ImageError, large_images
+from dvt_timm.evaluate.data.listed import read_png
 from dvt_timm.evaluate.data.masks import AdeMasks, FolderMasks, VocMasks, open_masks
 
 VOC = ROOT.parent / "shared" / "data" / "VOCdevkit"
@@ -123,6 +127,14 @@ def test_a_class_named_void_is_ignored(own: Path) -> None:
     assert masks[0].read_labels().tolist() == [[255, 0, 255], [0, 0, 255]]
 
 
+def test_any_number_of_colors_may_be_void(own: Path) -> None:
+    write_text(own / "classes.txt", "0 0 0 void", "10 20 30 road", "255 255 255 Void")
+    write_image(own / "masks" / "a.png")
+    masks = FolderMasks(own)
+    assert masks.classes == ["road"]
+    assert masks[0].read_labels().tolist() == [[0, 0, 0]] * 2
+
+
 def test_splits_by_share_are_the_same_every_time(own: Path) -> None:
     train, val = ([sample.name for sample in part] for part in open_masks(own, share=1 / 3, seed=1))
     assert (len(train), sorted(train + val)) == (2, list("abcdef"))
@@ -202,6 +214,43 @@ def test_black_and_white_masks_have_two_classes(own: Path) -> None:
     assert masks[0].read_labels().tolist() == [[1, 0, 1]] * 2
 
 
+def gray_png(path: Path, rows: list[list[int]], bits: int) -> None:
+    """Write a gray PNG of few bits, which Pillow does not."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    digits = ("".join(f"{value:0{bits}b}" for value in row) for row in rows)
+    packed = (int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in digits)
+    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in packed))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(2, [[0, 1, 2], [3, 3, 0]]), (4, [[0, 1, 2], [3, 14, 15]])])
+def test_the_index_is_the_label_in_few_bits_too(own: Path, bits: int, rows: list[list[int]]) -> None:
+    write_text(own / "classes.txt", *map(str, range(16)))
+    gray_png(own / "masks" / "a.png", rows, bits)
+    assert FolderMasks(own)[0].read_labels().tolist() == rows
+    image = read_png(own / "masks" / "a.png")
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == rows
+    write_text(own / "classes.txt", *(f"{3 * f'{gray} '}gray {gray}" for gray in range(0, 256, 17)))
+    colors = np.array(rows) * {2: 85, 4: 17}[bits]  # of which 0 is black and the largest value white
+    assert FolderMasks(own)[0].read_labels().tolist() == (colors // 17).tolist()
+
+
+def test_masks_are_as_large_as_images_may_be(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = FolderMasks(own)[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    assert sample.read_labels().shape == (2, 3)  # fewer than twice as many
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(ImageError, match=r"a.png: 2 x 3 pixels, more than 4 in all; .*\(--large-images\)"):
+        sample.read_labels()
+    with large_images():
+        assert sample.read_labels().tolist() == [[0, 1, 255], [1, 1, 0]]
+
+
 def test_masks_that_need_classes(own: Path) -> None:
     (own / "classes.txt").unlink()
     for path in (own / "masks").iterdir():
@@ -220,6 +269,8 @@ def test_classes_that_cannot_be_understood(own: Path) -> None:
     cases = (
         (["1 2 3 road", "tree"], "'tree' is no \"red green blue name\""),
         (["1 2 3 road", "1 2 3 tree"], "two classes have the same color"),
+        (["road", "tree", "road"], "two classes are named 'road'; give each a name of its own"),
+        (["1 2 3 road", "4 5 6 road"], "two classes are named 'road'"),
         (["void"], "names 0 classes"),
         ([str(i) for i in range(256)], "names 256 classes, there may be 1 to 255"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from exploring import maps
 
-from dvt_timm.explore.pictures import CLUSTERS, color_steps, matched_clusters, pca_colors
+from dvt_timm.explore.pictures import CLUSTERS, color_steps, farthest, matched_clusters, pca_colors
 
 
 def test_colors_are_the_components_of_the_first_map_each_scaled_by_itself() -> None:
@@ -37,6 +37,14 @@ def test_clusters_of_the_same_patches_have_one_name() -> None:
     np.testing.assert_array_equal(one, two)
     assert len(np.unique(one)) == CLUSTERS
     assert matched_clusters([fmap[:1, :3], other[:1, :3]])[0].shape == (1, 3)  # fewer patches than clusters
+
+
+def test_the_maps_of_a_tall_photo() -> None:
+    fmap = np.random.default_rng(0).normal(size=(72, 4, 64))
+    fmap[70, 2] += 9
+    assert pca_colors([fmap])[0].shape == (72, 4, 3)
+    assert matched_clusters([fmap])[0].shape == (72, 4)
+    assert farthest([fmap]) == 70 * 4 + 2
 
 
 def test_steps_of_a_scale_that_maps_share() -> None:

@@ -92,11 +92,23 @@ def test_clusters_keep_their_colors_from_row_to_row(columns_of: Any) -> None:
     assert column.named
 
 
+def test_four_axes_are_never_mistaken_for_another_layout(columns_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, denoised = (noise(1, 64, 72, 4, seed=seed) for seed in range(2))  # [1, C, h, w], h larger than w and C
+    drawn = columns_of({"raw": raw, "denoised": denoised}, patch=(71, 3))
+    tiles = [tile for title, column in drawn.items() if title != "patch" for tile in column.tiles]
+    assert {tile.shape for tile in tiles} == {(72, 4, 3)}
+    assert columns_of({"raw": raw, "denoised": denoised})["patch"] == viz.salient_patch([raw, denoised])
+    parts: list[Column] = []
+    monkeypatch.setattr(compare, "draw_panel", lambda image, rows, columns, style: parts.extend(columns))
+    viz.decomposition_panel(IMAGE, raw, denoised, raw, denoised)
+    assert {tile.shape for column in parts for tile in column.tiles} == {(72, 4, 3)}
+
+
 def test_no_clusters_are_looked_for_unless_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def clusters(*args: Any) -> Any:
         raise AssertionError("k-means ran")
 
-    monkeypatch.setattr(compare, "kmeans_labels", clusters)
+    monkeypatch.setattr(compare, "cluster_labels", clusters)
     rows = {"raw": noise(4, 6, 8), "denoised": noise(4, 6, 8, seed=1)}
     assert viz.feature_panel(IMAGE, rows, columns=["pca", "norm", "similarity", "removed"]).size
     with pytest.raises(AssertionError, match="k-means ran"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..._util.images import ImageError
 from ..probes import VOID
-from .listed import read_list, read_png
+from .listed import read_colors, read_list, read_png
 
 NO_CLASS = "void"  # in classes.txt
 
@@ -54,7 +54,7 @@ class Encoding:
 
     def _values(self, path: Path) -> NDArray[Any]:  # [H, W]
         if self.colors:
-            return np.asarray(read_png(path).convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+            return np.asarray(read_colors(path)).astype(np.int64) @ np.array([65536, 256, 1])
         return _indices(path)
 
 
@@ -96,7 +96,7 @@ def _indices(path: Path) -> NDArray[Any]:  # [H, W]
 
 
 def read_classes(path: Path) -> tuple[list[str], Encoding]:
-    """Read the names, and how masks encode them."""
+    """Read the names, and how masks encode them; raise ValueError if they cannot be understood."""
     lines = read_list(path)
     rows = [_color(line) for line in lines]
     if any(rows) and not all(rows):
@@ -108,6 +108,8 @@ def read_classes(path: Path) -> tuple[list[str], Encoding]:
     classes = [name for _, name in pairs if name.lower() != NO_CLASS]
     if not 0 < len(classes) <= VOID:
         raise ValueError(f"{path} names {len(classes)} classes, there may be 1 to {VOID}")
+    if twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None):
+        raise ValueError(f"{path}: two classes are named {twice!r}; give each a name of its own")
     numbers = iter(range(len(classes)))
     labels = {value: VOID if name.lower() == NO_CLASS else next(numbers) for value, name in pairs}
     if not any(rows):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..._util.images import ImageError, reason_of
+from ..._util.images import read_png_and_bits
 
 
 def read_list(path: Path) -> list[str]:
@@ -47,18 +47,24 @@ def check_present(paths: list[Path], source: Path) -> None:
 
 
 def read_png(path: Path) -> Image.Image:
-    """Read a PNG as it is, indices and 16 bits included.
+    """Read a PNG as it is, indices and 16 bits included; gray of 2 or 4 bits, too, which Pillow stretches to 0..255.
 
     Raises:
-        ImageError: if it is missing, no PNG, or damaged.
+        ImageError: if it is missing, no PNG, damaged, or has too many pixels (`large_images`).
     """
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.copy()
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a PNG image") from error
-    except Exception as error:  # decoders raise what they happen to meet, of any class
-        raise ImageError(f"{path}: {reason_of(error)}") from error
+    image, bits = read_png_and_bits(path)
+    if image.mode != "L" or bits not in (2, 4):
+        return image
+    return image.point([value * (2**bits - 1) // 255 for value in range(256)])
+
+
+def read_colors(path: Path) -> Image.Image:
+    """Read a PNG as the colors that it shows, RGB.
+
+    Raises:
+        ImageError: as `read_png`.
+    """
+    return read_png_and_bits(path)[0].convert("RGB")
 
 
 def check_same_size(image: Path, labels: Path, size: tuple[int, int], shape: tuple[int, ...]) -> None:

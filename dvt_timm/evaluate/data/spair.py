@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,33 @@ class SpairPairs:
         assert file is not None
         try:
             return self._pair(file.stem, read_json(file))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no pair of SPair-71k: {error!r}; take another copy") from error
 
     def _pair(self, name: str, found: dict[str, Any]) -> Pair:
         photos = self.folder / "JPEGImages" / found["category"]
-        left, top, right, bottom = found["trg_bndbox"]
-        points = [torch.tensor(found[f"{side}_kps"], dtype=torch.float32).reshape(-1, 2) for side in ("src", "trg")]
-        if not len(points[0]) or points[0].shape != points[1].shape:
-            raise ValueError(f"{len(points[0])} and {len(points[1])} points")
+        source, target = (_points(found, f"{side}_kps") for side in ("src", "trg"))
+        if len(source) != len(target):
+            raise ValueError(f"{len(source)} and {len(target)} points")
         names = [Path(found[f"{side}_imname"]).name for side in ("src", "trg")]
-        side = float(max(right - left, bottom - top))
-        return Pair(name, found["category"], photos / names[0], photos / names[1], points[0], points[1], side)
+        side = _longer_side(found["trg_bndbox"])
+        return Pair(name, found["category"], photos / names[0], photos / names[1], source, target, side)
+
+
+def _points(found: dict[str, Any], key: str) -> Tensor:  # [K, 2]
+    """Read the points of a photo; raise ValueError if there are none, or they are no points."""
+    points = torch.tensor(found[key], dtype=torch.float32)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{key} must be [x, y] of each point, got shape {list(points.shape)}")
+    if not bool(points.isfinite().all()):
+        raise ValueError(f"{key} must be finite, got {points.tolist()}")
+    return points
+
+
+def _longer_side(box: list[float]) -> float:
+    """Measure a box in pixels; raise ValueError if it is none."""
+    left, top, right, bottom = box
+    side = float(max(right - left, bottom - top))
+    if side <= 0 or not all(map(math.isfinite, box)):
+        raise ValueError(f"trg_bndbox must be left, top, right and bottom, got {box}")
+    return side

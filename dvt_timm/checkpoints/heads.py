@@ -19,6 +19,7 @@ from .._version import __version__
 from ..head import DenoiserHead, Head, HeadSource, as_grid
 from ..homes import Resident
 from ..hub import client as hub
+from ..manifest import weights_path
 from ..names import backbone_of, base_cfg, find_variant, full_name, name_of, plain_model
 from ..projection import PositionProjection
 from ..stride import OverlapPatchEmbed
@@ -103,8 +104,8 @@ def save_head(
         stride: distance of two patches in pixels that the head was trained at; by default the model's, for a head
             alone what its `source` says, or the patch size.
         base_sha256: SHA-256 of the backbone's file of weights that the head was trained on; by default what the head's
-            `source` says, or of the file that timm loads, if that is known. `create_model` warns where it meets
-            another.
+            `source` says, or of the file that timm loads, if that is known; "" to record none. `create_model` warns
+            where it meets another.
 
     Returns:
         The folder.
@@ -125,7 +126,7 @@ def save_head(
     source = module.source
     if source is not None and source.base == full_name(backbone_of(base)):
         stride = stride or (source.stride if is_alone else None)
-        base_sha256 = base_sha256 or source.base_sha256
+        base_sha256 = source.base_sha256 if base_sha256 is None else base_sha256
     with torch.device("meta"):
         twin = new_head(module.dim, module.config)
     grid = module.config.get("grid_size")
@@ -165,7 +166,7 @@ def head_config(head: Head, base: str, stride: int | None = None, weights_sha256
         **WRITTEN,
         "kind": "head",
         "base": base,
-        "base_sha256": weights_sha256 or base_sha256(base),
+        "base_sha256": (base_sha256(base) if weights_sha256 is None else weights_sha256) or None,
         "dim": head.dim,
         **head.config,
         "patch_size": patch_size,
@@ -178,12 +179,17 @@ def head_config(head: Head, base: str, stride: int | None = None, weights_sha256
 
 def base_sha256(base: str) -> str | None:
     """Give the SHA-256 of the weights that timm loads for a base, embedded or in the cache; None if it is not known."""
+    return base_at_hand(base)[1]
+
+
+def base_at_hand(base: str) -> tuple[Path | None, str | None]:
+    """Give the file of weights that timm loads for a base, embedded or in the cache, and its SHA-256, if known."""
     variant = find_variant(base)
     if variant is not None and variant.backbone is not None:
-        return variant.backbone.sha256
+        return weights_path(variant.backbone.file), variant.backbone.sha256
     repo, revision = hub.split_source(base_cfg(base).hf_hub_id or "")
     path = hub.cached(repo, WEIGHTS_NAME, revision) if repo else None
-    return None if path is None else hub.recorded_sha256(path)
+    return path, None if path is None else hub.recorded_sha256(path)
 
 
 def new_head(dim: int, shape: Mapping[str, Any]) -> Head:

@@ -121,9 +121,17 @@ def _train(
         initial=_initial_head(arguments.initial_head),
         num_blocks=arguments.num_blocks,
     )
-    weights = ", pretrained_cfg_overlay={'file': WEIGHTS}" if "weights_file_sha256" in samples.settings else ""
-    use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{weights})"
+    use = f"timm.create_model({base!r}, pretrained=True, denoiser={str(arguments.out)!r}{_weights_of(arguments.out)})"
     return training.say_result(arguments.out, report, use, missing)
+
+
+def _weights_of(run: Path) -> str:
+    """Say in an argument of `create_model` that a head needs other weights than its base's own, if it does."""
+    from .._util.files import CONFIG_NAME, read_json
+    from ..checkpoints.heads import base_sha256
+
+    config = read_json(run / CONFIG_NAME)
+    return "" if config["base_sha256"] == base_sha256(config["base"]) else ", pretrained_cfg_overlay={'file': WEIGHTS}"
 
 
 def _initial_head(source: str | None) -> DenoiserHead | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..offline import FeatureStore
 from ..offline.run import fingerprint
 from .data import OnlinePairs, Sample, digest_of
 from .loss import at_least_float32
+from .origin import base_sha256_of
 from .stage import Batch
 
 
@@ -113,8 +115,11 @@ class DenoiserStage:
 
     def save(self, module: Any, folder: Path) -> None:
         """Write the head with `save_head`."""
-        own_weights = self.samples.settings.get("weights_file_sha256")
-        save_head(module, folder, base=self.base, stride=self.stride, base_sha256=own_weights)
+        save_head(module, folder, base=self.base, stride=self.stride, base_sha256=self._base_sha256)
+
+    @cached_property
+    def _base_sha256(self) -> str:
+        return base_sha256_of(self.samples.settings, self.base)
 
 
 def _check_pairs(pairs: FeatureStore | OnlinePairs, base: str, plain: Any) -> None:

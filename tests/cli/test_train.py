@@ -12,8 +12,10 @@ import timm
 import torch
 from command import FEW, SHORT, error_of
 from helpers import TINY, photos, random_head
+from hub_server import Hub
 
 import dvt_timm
+from dvt_timm.checkpoints.heads import base_sha256
 from dvt_timm.cli import main as cli
 from dvt_timm.cli import train as train_command
 from dvt_timm.cli import training
@@ -44,6 +46,23 @@ def test_a_head_for_weights_of_ones_own(command: Callable[..., int], capsys: pyt
     timm.create_model(TINY, pretrained=True, denoiser="run", pretrained_cfg_overlay={"file": weights})
     with pytest.warns(UserWarning, match=f"the head was trained on other weights of {TINY}"):
         timm.create_model(TINY, pretrained=True, denoiser="run")
+
+
+def test_a_head_knows_which_weights_it_is_of(
+    command: Callable[..., int], hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    tuned = timm.create_model(TINY)
+    timm.models.save_for_hf(tuned, "tuned", model_config={}, safe_serialization=True)
+    hub.repo("me/tuned", {name: Path("tuned", name).read_bytes() for name in ("config.json", "model.safetensors")})
+    for name, is_official in ((TINY, True), ("hf-hub:me/tuned", False)):
+        store, out = f"store-{is_official}", f"run-{is_official}"
+        assert command("fit", "photos", "--model", name, "--out", store, *FEW) == 0
+        assert command("train", "--store", store, "--base", TINY, "--out", out, *SHORT) == 0
+        assert ("pretrained_cfg_overlay" in capsys.readouterr().out) == (not is_official)
+        config = json.loads(Path(out, "config.json").read_text())
+        assert config["base_sha256"] == (base_sha256(TINY) if is_official else None)
+        assert base_sha256(TINY) is not None
 
 
 def test_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:

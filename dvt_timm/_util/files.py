@@ -55,6 +55,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def weights_file(place: str | Path) -> Path | None:
+    """Give the file of weights that a folder or a file's path stands for; None if there is none."""
+    path = Path(place, WEIGHTS_NAME) if Path(place).is_dir() else Path(place)
+    return path if path.is_file() else None
+
+
 def as_file_name(text: str) -> str:
     """Spell a text as the name of a file, UTF-8 on disk whatever the locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))

@@ -19,7 +19,7 @@ from timm.models.eva import checkpoint_filter_fn as eva_filter
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor, nn
 
-from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of, write_json
+from .._util.files import CONFIG_NAME, WEIGHTS_NAME, read_json, sha256_of, weights_file, write_json
 from .._util.modules import uncompiled
 from ..head import Head
 from ..hub import client as hub
@@ -149,8 +149,8 @@ def pinned(cfg: PretrainedCfg, cache_dir: str | Path | None) -> tuple[Pretrained
 def weights_sha256(cfg: PretrainedCfg, cache_dir: str | Path | None) -> str | None:
     """Hash the file of weights that a cfg names, on disk or in the cache of the Hub; None if there is none."""
     if cfg.file:
-        path = Path(cfg.file, WEIGHTS_NAME) if Path(cfg.file).is_dir() else Path(cfg.file)
-        return sha256_of(path) if path.is_file() else None
+        path = weights_file(cfg.file)
+        return None if path is None else sha256_of(path)
     if not cfg.hf_hub_id:
         return None
     repo, revision = hub.split_source(cfg.hf_hub_id)

@@ -269,7 +269,7 @@ def _named(sources: Sequence[str]) -> list[tuple[str, str]]:
     for text in sources:
         name, equals, source = text.partition("=")
         if not equals or Path(text).exists():
-            name, source = Path(text).name, text
+            name, source = Path(text).resolve().name, text
         if name in RESERVED or name in pairs:
             raise CommandError(f"a row is named {name!r} already; write NAME={source} with another name")
         pairs[name] = source

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .._util.errors import RunError
-from .._util.files import WEIGHTS_NAME, sha256_of
+from .._util.files import sha256_of, weights_file
 from .._util.folders import images_in
 from .._util.images import ImageError, check_aspect, printable, read_hashed, reason_of
 from .._util.team import Team
@@ -162,10 +162,8 @@ def _prior_artifact(solver: Any) -> dict[str, str]:
 def own_weights_sha256(model: Any) -> str | None:
     """Hash the file that a model's weights were read from; None if it is what the name stands for."""
     file = (getattr(model, "pretrained_cfg", None) or {}).get("file")
-    if not file:
-        return None
-    path = Path(file, WEIGHTS_NAME) if Path(file).is_dir() else Path(file)
-    if not path.is_file():
+    path = weights_file(file) if file else None
+    if path is None:
         return None
     embedded = {variant.backbone.sha256 for variant in published_variants().values() if variant.backbone}
     return None if (sha256 := sha256_of(path)) in embedded else sha256

@@ -12,6 +12,7 @@ Precision = Literal["no", "bf16", "fp16"]
 BASE_RATE, BASE_BATCH = 2e-4, 256  # the authors scale the peak by the root of the batch size
 FLOOR_RATE = 1e-6
 BETAS = (0.9, 0.999)
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"  # of the environment: accelerate puts it over what it is told
 MOST_PASSES = 1_000.0  # the released script goes 640 times through 10,000 images
 
 
@@ -93,6 +94,20 @@ class TrainConfig:
                 f"{self.steps:,} steps of {self.batch_size} go {self.passes(num_pairs):,.0f} times through "
                 f"{num_pairs:,} pairs, and more than {self.most_passes:,.0f} times only cost time; give more images, "
                 f"take at most {most:,} steps, or raise most_passes"
+            )
+
+    def check_accelerator(self, accelerator: Any) -> None:
+        """Raise ValueError if the batch cannot be divided among its processes, or it accumulates another number."""
+        parts = self.accumulation * accelerator.num_processes
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of {parts}: {self.accumulation} accumulated batches "
+                f"of {accelerator.num_processes} processes"
+            )
+        if accelerator.gradient_accumulation_steps != self.accumulation:
+            raise ValueError(
+                f"the accelerator accumulates {accelerator.gradient_accumulation_steps} batches a step, the config "
+                f"says {self.accumulation}; pass make_accelerator(config), and leave {ACCUMULATION} unset"
             )
 
     def rate(self, step: int) -> float:

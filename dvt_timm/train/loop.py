@@ -35,7 +35,6 @@ Skipped = Callable[[str], None]  # takes the reason, one line, why an image is s
 CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 10  # steps
 NUM_PICTURES = 4
-ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"  # of the environment: accelerate puts it over what it is told
 NOT_FINITE = "what was written before is intact. Lower lr, try 'bf16' rather than 'fp16', or check the features"
 
 
@@ -73,17 +72,7 @@ class Trainer:
         progress: bool = False,
         skipped: Skipped | None = None,
     ) -> None:
-        parts = config.accumulation * accelerator.num_processes
-        if config.batch_size % parts:
-            raise ValueError(
-                f"batch_size {config.batch_size} must be a multiple of {parts}: {config.accumulation} accumulated "
-                f"batches of {accelerator.num_processes} processes"
-            )
-        if accelerator.gradient_accumulation_steps != config.accumulation:
-            raise ValueError(
-                f"the accelerator accumulates {accelerator.gradient_accumulation_steps} batches a step, the config "
-                f"says {config.accumulation}; pass make_accelerator(config), and leave {ACCUMULATION} unset"
-            )
+        config.check_accelerator(accelerator)
         accelerator.step = 0  # it counts batches, and has more of them if a run before has failed within a step
         self.stage, self.config, self.run, self.accelerator, self.progress = stage, config, run, accelerator, progress
         self.step, self.best = 0, Evaluation()

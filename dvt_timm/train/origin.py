@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
+from safetensors import SafetensorError
 
 from ..checkpoints.heads import base_at_hand
 from ..offline.run import fingerprint
@@ -22,8 +24,10 @@ def base_sha256_of(settings: dict[str, Any], base: str) -> str:
     file, sha256 = base_at_hand(base)
     if file is None or sha256 is None:
         return ""
-    overlay = {"file": str(file)}
-    plain = timm.create_model(
-        base, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, stride=settings["stride"][0]
-    )
+    options = {"num_classes": 0, "stride": settings["stride"][0], "pretrained_cfg_overlay": {"file": str(file)}}
+    try:
+        with torch.random.fork_rng(devices=[]):  # what is drawn for the new model is not missed in training
+            plain = timm.create_model(base, pretrained=True, **options)
+    except (SafetensorError, OSError, RuntimeError, ValueError):  # a damaged file is no reason to end a training
+        return ""
     return sha256 if fingerprint(plain) == settings["weights_sha256"] else ""

@@ -146,6 +146,7 @@ def test_incomplete_folders_and_other_files(tmp_path: Path) -> None:
         ('{"schema": "new"}', "schema 'new'.*update dvt-timm"),
         ('{"grid_size": [4, 5]}', r"\[5, 4\], its configuration \[4, 5\].*do not belong together"),
         ('{"dim": 192}', "dim 128, its configuration says 192"),
+        ('{"stride": "7"}', "stride must be a whole number of pixels, or null, got '7'"),
         ('{"architecture": "vit_small_patch14_dinov2"}', "whole model.*local-dir:"),
     ],
 )

@@ -15,13 +15,14 @@ from helpers import TINY, photos, random_head
 from hub_server import Hub
 
 import dvt_timm
-from dvt_timm.checkpoints.heads import base_sha256
+from dvt_timm.checkpoints.heads import base_at_hand, base_sha256
 from dvt_timm.cli import main as cli
 from dvt_timm.cli import train as train_command
 from dvt_timm.cli import training
 from dvt_timm.train import TrainConfig
 from dvt_timm.train.config import TRAIN_PRESETS
 from dvt_timm.train.loop import Trainer
+from dvt_timm.train.origin import base_sha256_of
 
 
 def test_it_goes_on_from_a_head(command: Callable[..., int]) -> None:
@@ -55,6 +56,7 @@ def test_a_head_knows_which_weights_it_is_of(
     tuned = timm.create_model(TINY)
     timm.models.save_for_hf(tuned, "tuned", model_config={}, safe_serialization=True)
     hub.repo("me/tuned", {name: Path("tuned", name).read_bytes() for name in ("config.json", "model.safetensors")})
+    assert base_sha256_of({"weights_sha256": "", "stride": [16]}, TINY) == ""  # it is not at hand
     for name, is_official in ((TINY, True), ("hf-hub:me/tuned", False)):
         store, out = f"store-{is_official}", f"run-{is_official}"
         assert command("fit", "photos", "--model", name, "--out", store, *FEW) == 0
@@ -63,6 +65,11 @@ def test_a_head_knows_which_weights_it_is_of(
         config = json.loads(Path(out, "config.json").read_text())
         assert config["base_sha256"] == (base_sha256(TINY) if is_official else None)
         assert base_sha256(TINY) is not None
+    state = torch.get_rng_state()
+    assert base_sha256_of({"weights_sha256": "of others", "stride": [16]}, TINY) == ""
+    assert torch.equal(torch.get_rng_state(), state)
+    base_at_hand(TINY)[0].write_bytes(b"damaged")
+    assert base_sha256_of({"weights_sha256": "of others", "stride": [16]}, TINY) == ""
 
 
 def test_interrupted(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys) -> None:

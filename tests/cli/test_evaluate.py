@@ -193,6 +193,13 @@ def test_what_stops_it_is_one_line(command: Callable[..., int], capsys: pytest.C
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_row_has_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "head").mkdir()
+    monkeypatch.chdir(tmp_path / "head")
+    sources = [".", "hf-hub:me/other", "mine=x"]
+    assert evaluate_command._named(sources) == [("head", "."), ("other", "hf-hub:me/other"), ("mine", "x")]
+
+
 def test_one_run_at_a_time(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     Path("report").mkdir()
     with FileLock("report/.lock"):
